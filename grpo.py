@@ -1,0 +1,353 @@
+"""GRPO from scratch: sample groups of rollouts, score their tokens, turn rewards into advantages, update the policy.
+
+Rewards come in as plain numbers; whether a verifier or the memory gave them makes no difference here. B prompts of P
+tokens (padded on the left), G rollouts of each, N = B*G rows (row b*G + g is rollout g of prompt b) of T response
+tokens (padded on the right), V words, pi the policy, tau the temperature. For rollout i, reward r_i, and its token t:
+
+    (1) sampling    u ~ U[0, 1),  o_t = min {v : sum_{w <= v} pi(w | q, o_<t) > u}         `choose_tokens`
+    (2) log-prob    l_it = log pi(o_t | q, o_<t) = log softmax(logits_it / tau)[o_t]       `forward_responses`
+    (3) advantage   A_i = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + eps)                   `group_advantages`
+    (4) ratio       rho_it = exp(l_it - l_it^old)                                          `grpo_loss`
+    (5) objective   J_it = min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i)  `grpo_loss`
+    (6) k3 KL       D_it = exp(l_it^ref - l_it) - (l_it^ref - l_it) - 1                    `grpo_loss`
+    (7) weights     w_it = 1 / (N |o_i|), or one of two variants                           `token_weights`
+    (8) loss        L = sum_it w_it (kl_coef D_it - J_it)                                  `grpo_loss`
+    (9) update      dL/dtheta over micro-batches and processes, clipped, one step          `policy_update`
+
+Source: DeepSeekMath (arXiv 2402.03300), section 4. Kept: groups instead of a critic, the clipped objective, the k3 KL
+inside the loss, the mean over rollouts of the mean over tokens. Dropped: process rewards (one reward a rollout, (3) is
+the same for all of its tokens), the outer loop that moves the reference and retrains a reward model (the reference
+stays frozen). With one update a batch, the usual case, rho is 1 and the clip in (5) never acts.
+One flag away: Dr. GRPO (arXiv 2503.20783) is normalize="none" with loss_norm="constant"; of DAPO (arXiv 2503.14476)
+there are token normalisation, loss_norm="token", and clip-higher, clip_high > clip_low, but not its dynamic sampling.
+
+Log-probabilities are those of the whole softmax at the sampling temperature (no top-k, no top-p, no penalties), so the
+policy that is trained is the policy that sampled. This also needs a model without dropout.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Callable, Iterator, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Rollouts:
+    """N sampled responses. The padding of both sides is told by the masks, never by an id: pad may be EOS."""
+
+    ids: Tensor  # (N, P+T) prompt, left-padded, then response, right-padded
+    attention_mask: Tensor  # (N, P+T) 1 on the tokens of prompt and response
+    mask: Tensor  # (N, T) 1 up to and including the first EOS, 0 after it
+    logprobs: Tensor  # (N, T) of the sampled tokens under the sampling policy, 0 where masked
+    texts: list[str]  # N responses without EOS and other special tokens
+    truncated: Tensor  # (N,) True: no EOS within T tokens
+
+
+class Scores(NamedTuple):
+    """What one forward pass says about responses. All are 0 where masked; only logprobs carries a gradient."""
+
+    logprobs: Tensor  # (N, T)
+    entropy: Tensor  # (N, T) of the whole next-token distribution, in nats
+    hidden: Tensor | None  # (N, P+T, d) last hidden states
+
+
+def uniform_noise(seed: int, step: int, keys: list[str], group_size: int, length: int) -> Tensor:
+    """Uniform numbers in [0, 1) that decide the sampled tokens, (B*G, length): a function of seed, step, the task's key
+    and the rollout's place in its group alone, so that neither rank, batch nor a resumed run changes what is sampled.
+    A key that stands twice in a batch gets the same numbers twice.
+
+    >>> alone = uniform_noise(0, 7, ["task-b"], group_size=2, length=3)
+    >>> torch.equal(alone, uniform_noise(0, 7, ["task-a", "task-b"], group_size=2, length=3)[2:])
+    True
+    """
+    streams = (np.random.default_rng([seed, step, crc32(key.encode()), g]) for key in keys for g in range(group_size))
+    return torch.from_numpy(np.stack([stream.random(length, dtype=np.float32) for stream in streams]))
+
+
+def eos_ids(model, tokenizer) -> list[int]:
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat models
+    often have several)."""
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    ids = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
+    if ids == {None}:
+        raise ValueError("model: neither tokenizer nor generation config names an EOS token that ends a response")
+    return sorted(ids - {None})
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Equation (1): invert the cumulative distribution of softmax(logits / temperature) at one uniform number a row.
+
+    logits (n, V), uniforms (n,) -> token ids (n,), their log-probabilities (n,). Temperature 0 takes the most probable
+    token and gives its log-probability at temperature 1. A token of probability 0 is never chosen.
+
+    >>> choose_tokens(torch.tensor([[0.2, 0.5, 0.3]] * 3).log(), torch.tensor([0.1, 0.6, 0.8]), 1.0)[0]
+    tensor([0, 1, 2])
+    """
+    logits = logits.float() / (temperature or 1.0)
+    logprobs = logits.log_softmax(-1)  # (n, V)
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        probabilities = logprobs.exp()
+        cumulative = probabilities.cumsum(-1) * (probabilities > 0)  # a GPU's sums can rise, by rounding, where p is 0
+        # float32 may round u * total up to total, above which nothing lies; 1 - 2^-24 is the largest float below 1
+        target = uniforms[:, None].clamp(max=1 - 2**-24) * cumulative.amax(-1, keepdim=True)
+        tokens = (cumulative > target).byte().argmax(-1)  # argmax gives the first of equals
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+@torch.no_grad()
+def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens: int, temperature: float = 1.0,
+           noise: Tensor | None = None, batch_size: int = 256) -> Rollouts:
+    """Sample `group_size` responses to each prompt, B*G rows in the order of the prompts; T is always `max_new_tokens`.
+
+    prompts: rendered text; a chat template has already put the special tokens in, so none are added here.
+    noise (B*G, T): one uniform number a row and token (see `uniform_noise`); None draws them from torch's generator.
+    batch_size: rows decoded at a time, in whole groups; prompts of like length go together.
+    model: unwrapped (accelerator.unwrap_model), since ranks may need unequal numbers of forward passes.
+    Runs in eval mode and restores the mode. Raises ValueError for a prompt that is empty or leaves no room within the
+    model's positions, FloatingPointError when the model's logits are not finite.
+    """
+    prompt_ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    lengths = [len(ids) for ids in prompt_ids]
+    limit = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    if min(lengths) == 0:
+        raise ValueError(f"prompts: number {lengths.index(0)} is empty, at least one token is needed")
+    if max(lengths) + max_new_tokens > limit:
+        raise ValueError(f"max_new_tokens: the longest prompt ({max(lengths)} tokens) plus {max_new_tokens} new tokens "
+                         f"exceed the model's {limit} positions")
+    stop, rows, width, device = eos_ids(model, tokenizer), len(prompts) * group_size, max(lengths), model.device
+    pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    prompt = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)  # (B, P)
+    prompt_mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=device)
+    noise = (torch.rand(rows, max_new_tokens) if noise is None else noise).to(device)
+    response = torch.full((rows, max_new_tokens), pad, device=device)
+    mask, logprobs = torch.zeros(2, rows, max_new_tokens, device=device)
+    truncated = torch.ones(rows, dtype=torch.bool, device=device)
+
+    was_training = model.training
+    model.eval()
+    for chunk in micro_batches(prompt_mask, max(1, batch_size // group_size)):
+        where = (chunk[:, None] * group_size + torch.arange(group_size, device=device)).flatten()  # (n,)
+        left = int(prompt_mask[chunk].any(0).long().argmax())  # padding of the whole chunk
+        tokens = decode(model, prompt[chunk, left:], prompt_mask[chunk, left:], group_size, noise[where],
+                        torch.tensor(stop, device=device), temperature)
+        for t, (live, chosen, chosen_logprobs, ended) in enumerate(tokens):
+            row = where[live]
+            response[row, t], logprobs[row, t], mask[row, t] = chosen, chosen_logprobs, 1.0
+            truncated[row[ended]] = False
+    model.train(was_training)
+    if not logprobs.isfinite().all():
+        raise FloatingPointError("sample: the model's logits are not finite, its weights are damaged")
+
+    ids = torch.cat([prompt.repeat_interleave(group_size, 0), response], 1)
+    attention_mask = torch.cat([prompt_mask.repeat_interleave(group_size, 0), mask], 1).long()
+    spans = mask.sum(1).long() - (~truncated).long()  # cut EOS by place: it may be no special token
+    texts = [tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in zip(response.tolist(), spans.tolist())]
+    return Rollouts(ids, attention_mask, mask, logprobs, texts, truncated)
+
+
+def decode(model, prompt: Tensor, attention_mask: Tensor, group_size: int, noise: Tensor, stop: Tensor,
+           temperature: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Decode n = b*G rows with a key-value cache; yields for every position t the rows still unfinished (m,), their
+    tokens (m,), log-probabilities (m,) and which of them end here (m,).
+
+    prompt and attention_mask (b, p), left-padded; noise (n, T); stop: every EOS. A prompt is read once and its cache
+    repeated for its group; rows that end leave batch and cache.
+    """
+    output = model(input_ids=prompt, attention_mask=attention_mask, position_ids=positions(attention_mask),
+                   use_cache=True, logits_to_keep=1)
+    cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(group_size, 0)  # (n, V)
+    cache.batch_repeat_interleave(group_size)
+    attention_mask = attention_mask.repeat_interleave(group_size, 0)
+    live = torch.arange(len(noise), device=prompt.device)
+    for t in range(noise.shape[1]):
+        tokens, logprobs = choose_tokens(logits, noise[live, t], temperature)
+        ended = torch.isin(tokens, stop)
+        yield live, tokens, logprobs, ended
+        going = (~ended).nonzero().squeeze(1)
+        if len(going) == 0 or t + 1 == noise.shape[1]:
+            return
+        if len(going) < len(live):
+            live, tokens, attention_mask = live[going], tokens[going], attention_mask[going]
+            cache.batch_select_indices(going)
+        attention_mask = F.pad(attention_mask, (0, 1), value=1)
+        logits = model(input_ids=tokens[:, None], attention_mask=attention_mask, past_key_values=cache, use_cache=True,
+                       position_ids=positions(attention_mask)[:, -1:]).logits[:, -1]
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position ids that count tokens from 0, whatever the padding.
+
+    >>> positions(torch.tensor([[0, 0, 1, 1, 1, 0]]))
+    tensor([[0, 0, 0, 1, 2, 2]])
+    """
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature: float = 1.0,
+                      hidden: bool = False, batch_size: int | None = None) -> Scores:
+    """Equation (2) and the entropy for the last `length` columns of `ids` (N, P+T), whose attention mask is `mask`.
+
+    Logits are formed for the response only. Columns that are padding in every row are cut before the pass and come back
+    as zeros, so a batch of short rows is cheap. batch_size: rows of one pass, rows of like length together (None: all).
+    """
+    if batch_size is not None and batch_size < len(ids):
+        batches = micro_batches(mask, batch_size)
+        parts = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden) for rows in batches]
+        order = torch.cat(batches).argsort()
+        return Scores(*(None if values[0] is None else torch.cat(values)[order] for values in zip(*parts)))
+    used = mask.any(0).nonzero()
+    start, stop = int(used[0]), int(used[-1]) + 1
+    left, right, kept = start, ids.shape[1] - stop, length - (ids.shape[1] - stop)
+    ids, mask = ids[:, start:stop], mask[:, start:stop]
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
+                   logits_to_keep=kept + 1, output_hidden_states=hidden)
+    logits = output.logits[:, :-1].float()  # (N, kept, V)
+    if temperature != 1:  # spares a copy of the largest tensor of all
+        logits = logits / temperature
+    all_logprobs = logits.log_softmax(-1)
+    logprobs = all_logprobs.gather(-1, ids[:, -kept:, None]).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
+    response = mask[:, -kept:].bool()
+    logprobs, entropy = (F.pad(x.where(response, 0.0), (0, right)) for x in (logprobs, entropy))  # (N, T)
+    states = output.hidden_states[-1].detach().where(mask[..., None].bool(), 0.0) if hidden else None
+    return Scores(logprobs, entropy, F.pad(states, (0, 0, left, right)) if hidden else None)
+
+
+def token_logprobs(model, ids: Tensor, mask: Tensor, length: int, temperature: float = 1.0,
+                   batch_size: int | None = None) -> Tensor:
+    """Log-probabilities (N, T) of the last `length` = T columns of `ids` (N, P+T), 0 where `mask` (N, P+T) is 0."""
+    return forward_responses(model, ids, mask, length, temperature, batch_size=batch_size).logprobs
+
+
+def micro_batches(mask: Tensor, size: int | None) -> tuple[Tensor, ...]:
+    """Row indices in micro-batches of at most `size` (None: all), rows of like length together, the longest first.
+
+    >>> micro_batches(torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]]), 2)
+    (tensor([1, 2]), tensor([0]))
+    """
+    return mask.sum(1).argsort(descending=True, stable=True).split(size or len(mask))
+
+
+def group_advantages(rewards: Tensor, normalize: str = "std", eps: float = 1e-4) -> Tensor:
+    """Equation (3), rewards (B, G) -> advantages (B, G): how much better a rollout did than the rest of its group.
+
+    "std" divides by the unbiased standard deviation (G - 1, as TRL does) plus eps; "none" does not divide (Dr. GRPO).
+    A group of equal rewards carries no signal and gets exactly 0.
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]), normalize="none")
+    tensor([[ 0.5000, -0.5000, -0.5000,  0.5000],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    """
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"group_size: advantages need 2 or more rollouts a group, rewards are {tuple(rewards.shape)}")
+    if normalize not in ("std", "none"):
+        raise ValueError(f'normalize: "std" or "none", not {normalize!r}')
+    rewards = rewards.float()
+    centered = rewards - rewards.mean(1, keepdim=True)
+    centered = centered.masked_fill((rewards == rewards[:, :1]).all(1, keepdim=True), 0.0)  # the mean may be rounded
+    return centered / (rewards.std(1, keepdim=True) + eps) if normalize == "std" else centered
+
+
+def token_weights(mask: Tensor, loss_norm: str = "sequence",
+                  reduce: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """Equation (7): the weight (N, T) of every token in the loss, to be computed once for the whole batch, before it is
+    cut into micro-batches. `reduce` sums a tensor over processes (accelerator.reduce).
+
+    "sequence": mean over rollouts of the mean over their tokens (DeepSeekMath). "token": mean over all tokens (DAPO).
+    "constant": sum over tokens divided by N * T, T the limit on the response's length (Dr. GRPO).
+
+    >>> token_weights(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    tensor([[0.2500, 0.2500],
+            [0.5000, 0.0000]])
+    """
+    mask = mask.float()
+    count = reduce(torch.tensor(float(len(mask)), device=mask.device))
+    if loss_norm == "sequence":
+        return mask / (count * mask.sum(1, keepdim=True).clamp(min=1.0))
+    if loss_norm == "token":
+        return mask / reduce(mask.sum())
+    if loss_norm == "constant":
+        return mask / (count * mask.shape[1])
+    raise ValueError(f'loss_norm: "sequence", "token" or "constant", not {loss_norm!r}')
+
+
+def grpo_loss(logprobs: Tensor, old_logprobs: Tensor | None, ref_logprobs: Tensor | None, advantages: Tensor,
+              mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.001,
+              weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Equations (4) to (8): the loss, a scalar, and its metrics. Everything is (N, T) but the advantages (N,).
+
+    old_logprobs None: the policy has not moved since it sampled, the ratio is 1. ref_logprobs None: no KL term (and no
+    metric of it). weights None: `token_weights(mask, "sequence")`. What stands at masked places is never read.
+    Metrics, means over the tokens: kl, ratio, clip_fraction (share whose gradient the clip removes).
+    """
+    mask = mask.bool()
+    weights = token_weights(mask) if weights is None else weights
+    logprobs, old, ref = (None if x is None else x.where(mask, 0.0) for x in (logprobs, old_logprobs, ref_logprobs))
+    old = logprobs.detach() if old is None else old
+    advantages = advantages[:, None].to(logprobs.dtype)
+    ratio = (logprobs - old).exp()
+    plain, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    losses = -torch.minimum(plain, clipped)
+    metrics = {"ratio": ratio, "clip_fraction": (clipped < plain).float()}
+    if ref is not None:
+        metrics["kl"] = (ref - logprobs).exp() - (ref - logprobs) - 1
+        losses = losses + kl_coef * metrics["kl"]
+    loss = (losses * weights).where(mask, 0.0).sum()
+    return loss, {name: value.detach()[mask].mean() for name, value in metrics.items()}
+
+
+def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages: Tensor,
+                  ref_logprobs: Tensor | None = None, *, temperature: float = 1.0, clip_low: float = 0.2,
+                  clip_high: float = 0.2, kl_coef: float = 0.001, loss_norm: str = "sequence",
+                  updates_per_batch: int = 1, micro_batch_size: int | None = None,
+                  max_grad_norm: float = 1.0) -> dict[str, float]:
+    """Equation (9): `updates_per_batch` optimizer steps on one batch of rollouts; returns metrics over all processes.
+
+    model and optimizer as accelerator.prepare returned them; this process's rows of rollouts, advantages (N,) and
+    ref_logprobs (N, T). The weights of equation (7) are normalised over the whole batch of all processes, so neither
+    micro_batch_size (rows of one pass; None: all) nor the number of processes changes the gradient. Every process must
+    hold the same number of rows: a backward pass is a meeting point. With one update a batch the ratio is 1 and the
+    clip never acts; with more, the old log-probabilities are taken first, without gradient.
+    Raises FloatingPointError on a non-finite loss or gradient before the optimizer's step; the weights stay good.
+    Metrics (means over tokens and updates): loss, entropy, ratio, clip_fraction, grad_norm before clipping, and kl.
+    """
+    model.train()  # gradient checkpointing acts in training mode only
+    ids, attention_mask, mask, length = rollouts.ids, rollouts.attention_mask, rollouts.mask, rollouts.mask.shape[1]
+    weights, share = (token_weights(mask, norm, accelerator.reduce) for norm in (loss_norm, "token"))
+    advantages = advantages.to(mask.device)
+    batches, old, history = micro_batches(attention_mask, micro_batch_size), None, []
+    if updates_per_batch > 1:
+        with torch.no_grad():
+            old = token_logprobs(model, ids, attention_mask, length, temperature, micro_batch_size)
+    for _ in range(updates_per_batch):
+        sums = {}
+        for rows in batches:
+            last = rows is batches[-1]  # processes exchange gradients once, in the last backward pass
+            with nullcontext() if last else accelerator.no_sync(model):
+                scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature)
+                old_rows, ref_rows = (None if x is None else x[rows] for x in (old, ref_logprobs))
+                loss, metrics = grpo_loss(scores.logprobs, old_rows, ref_rows, advantages[rows], mask[rows], clip_low,
+                                          clip_high, kl_coef, weights[rows])
+                accelerator.backward(loss * accelerator.num_processes)  # which averages gradients over processes
+            metrics["entropy"] = scores.entropy[mask[rows].bool()].mean()
+            metrics = {name: value * share[rows].sum() for name, value in metrics.items()} | {"loss": loss.detach()}
+            sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        totals = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
+        history.append(update := dict(zip(sums, totals)) | {"grad_norm": float(grad_norm)})
+        if not np.isfinite([update["loss"], update["grad_norm"]]).all():
+            optimizer.zero_grad()
+            raise FloatingPointError(f"policy_update: loss {update['loss']}, gradient norm {update['grad_norm']}; the "
+                                     "weights are unchanged, try a lower learning_rate")
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: float(np.mean([update[name] for update in history])) for name in history[0]}

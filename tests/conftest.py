@@ -1,0 +1,24 @@
+"""What all tests share: the project on the path, one thread, and a small quick run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # repeatable, and quicker than two threads that wait for each other
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """Make the Config of a run of seconds: quick(mode="oracle", steps=3)."""
+    from train import Config
+
+    def make(**settings):
+        small = dict(steps=2, batch_size=4, group_size=4, train_tasks=40, test_tasks=12, eval_samples=1, eval_every=2,
+                     gnn_epochs=5, output_dir=str(tmp_path / "run"))  # fmt: skip
+        return Config(**{**small, **settings})
+
+    return make

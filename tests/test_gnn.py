@@ -1,0 +1,296 @@
+"""The reward network against slow, obvious twins: dense matrices, loops over pairs, one group at a time."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import gnn
+from gnn import Groups, GCNLayer, RewardGNN, fit, group_edges, knn, metrics, similarity_edges
+
+torch.set_num_threads(1)
+D, F, G, H = 12, 3, 4, 16
+
+
+def random_groups(count, size=G, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+    return Groups(draw(count, D), draw(count, size, D), draw(count, size, D), draw(count, size, F))
+
+
+def random_rewards(count, size=G, seed=0):
+    return (torch.rand(count, size, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
+
+
+def small_model(layers=2, dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    model = RewardGNN(D, F, hidden=H, layers=layers, dropout=dropout)
+    torch.nn.init.normal_(model.bias)  # it starts at zero, where a forgotten one would not show
+    return model
+
+
+def judge(model, receivers, memory, rewards, k=3, exclude=None):
+    return model.receive(receivers, model.send(memory, rewards), similarity_edges(receivers, memory, k, exclude))
+
+
+# ------------------------------------------------------------------------------------------- nearest neighbours
+
+
+@pytest.mark.parametrize("n, m, d, k, excluded", [(5, 40, 8, 3, 0.0), (7, 9, 3, 9, 0.0), (3, 2, 4, 7, 0.0),
+                                                  (20, 33, 16, 5, 0.3), (4, 6, 4, 5, 0.8)])
+def test_knn_is_brute_force(n, m, d, k, excluded):
+    g = torch.Generator().manual_seed(n)
+    queries, memory = torch.randn(n, d, generator=g) * 5, torch.randn(m, d, generator=g) * 0.1
+    exclude = torch.rand(n, m, generator=g) < excluded
+    before = queries.clone(), memory.clone(), exclude.clone()
+    indices, cosines = knn(queries, memory, k, exclude)
+    assert indices.shape == cosines.shape == (n, min(k, m))
+    for i in range(n):
+        cosine = [torch.dot(queries[i], row).item() / (queries[i].norm() * row.norm()).item() for row in memory]
+        order = sorted((j for j in range(m) if not exclude[i, j]), key=lambda j: (-cosine[j], j))[:k]
+        assert indices[i, :len(order)].tolist() == order
+        assert cosines[i, :len(order)].tolist() == pytest.approx([cosine[j] for j in order], abs=1e-5)
+        assert (cosines[i, len(order):] == -math.inf).all()
+    assert all(torch.equal(*pair) for pair in zip(before, (queries, memory, exclude)))
+
+
+@pytest.mark.parametrize("n, m", [(1, 9), (3, 37), (50, 101)])
+def test_knn_ties_go_to_the_lower_index(n, m):
+    g = torch.Generator().manual_seed(m)
+    memory = torch.randn(m, 20, generator=g)
+    twins = torch.randperm(m, generator=g)[:m // 2].sort().values
+    memory[twins] = memory[twins[0]].clone()
+    indices, _ = knn(memory[twins[:1]] + 0.01 * torch.randn(n, 20, generator=g), memory, k=len(twins))
+    assert (indices == twins).all()
+
+
+def test_knn_of_zero_rows_is_finite():
+    indices, cosines = knn(torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), 2)
+    assert indices.tolist() == [[0, 1]] * 2 and (cosines == 0).all()
+
+
+def test_knn_of_stacked_problems_is_each_alone():
+    g = torch.Generator().manual_seed(0)
+    queries, memory = torch.randn(3, 4, 6, generator=g), torch.randn(3, 10, 6, generator=g)
+    indices, cosines = knn(queries, memory, 2)
+    for b in range(3):
+        alone = knn(queries[b], memory[b], 2)
+        assert torch.equal(indices[b], alone[0]) and torch.allclose(cosines[b], alone[1])
+
+
+# --------------------------------------------------------------------------------------------------- the graph
+
+
+def test_group_edges_are_the_structure_in_both_directions():
+    upper, lower = group_edges(groups=3, group_size=2)
+    pairs = {(q, 3 + 2 * q + g) for q in range(3) for g in range(2)}
+    assert sorted(map(tuple, upper.T.tolist())) == sorted(pairs | {(b, a) for a, b in pairs})
+    pairs = {(r, 6 + r) for r in range(6)}
+    assert sorted(map(tuple, lower.T.tolist())) == sorted(pairs | {(b, a) for a, b in pairs})
+
+
+@pytest.mark.parametrize("k, size, excluded", [(2, G, 0.0), (3, 2, 0.5), (20, G, 0.0)])
+def test_similarity_edges_are_a_search_among_the_retrieved_groups(k, size, excluded):
+    memory, receivers = random_groups(6), random_groups(5, size, seed=1)
+    exclude = torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) < excluded
+    edges = similarity_edges(receivers, memory, k, exclude)
+    cos = lambda a, b: torch.cosine_similarity(a, b, dim=0).item()  # noqa: E731
+    real = lambda senders, cosines: [s for s, c in zip(senders.tolist(), cosines.tolist()) if c > -2]  # noqa: E731
+    for b in range(5):
+        open_rows = [m for m in range(6) if not exclude[b, m]]
+        near = sorted(open_rows, key=lambda m: -cos(receivers.queries[b], memory.queries[m]))[:k]
+        assert real(edges[0][0][b], edges[0][1][b]) == near
+        for (senders, cosines), new, old in ((edges[1], receivers.thinkings, memory.thinkings),
+                                             (edges[2], receivers.answers, memory.answers)):
+            rows, old = [m * G + g for m in near for g in range(G)], old.flatten(0, 1)
+            for g in range(size):
+                best = sorted(rows, key=lambda row: -cos(new[b, g], old[row]))[:k]
+                assert real(senders[b, g], cosines[b, g]) == best
+
+
+@pytest.mark.parametrize("edges", [[], [(0, 1), (1, 0)], [(0, 1), (1, 0), (1, 2), (2, 1), (4, 2), (2, 4)], [(3, 0)]])
+def test_gcn_layer_is_the_dense_formula(edges):
+    torch.manual_seed(0)
+    layer, x = GCNLayer(3, 4), torch.randn(5, 3)
+    adjacency = torch.eye(5)
+    for source, target in edges:
+        adjacency[target, source] += 1
+    scale = torch.diag(adjacency.sum(1) ** -0.5)
+    expected = scale @ adjacency @ scale @ x @ layer.linear.weight.T + layer.linear.bias
+    edge_index = torch.tensor(edges, dtype=torch.long).reshape(-1, 2).T
+    assert torch.allclose(layer(x, edge_index), expected, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- the network
+
+
+def slow_logit(model, receivers, b, g, memory, rewards, k, exclude=()):
+    """One logit by loops over single nodes and dense sums, straight from the formulas."""
+    z = (lambda f: (f - model.feature_mean) / model.feature_std)
+    side = torch.zeros(F)
+
+    def start(groups, m, rewards=None):
+        known = lambda g: torch.tensor([0.0 if rewards is None else (1.0 if rewards[m, g] else -1.0)])  # noqa: E731
+        nodes = {"q": torch.cat([groups.queries[m], side, torch.zeros(1)])}
+        for g in range(groups.thinkings.shape[1]):
+            nodes["t", g] = torch.cat([groups.thinkings[m, g], side, D**0.5 * known(g)])
+            nodes["a", g] = torch.cat([groups.answers[m, g], (D / F)**0.5 * z(groups.features[m, g]), D**0.5 * known(g)])
+        return nodes
+
+    def layer(n, nodes, similar):
+        size, up, low = (len(nodes) - 1) // 2, model.query_thinking[n], model.thinking_answer[n]
+        own, cross = 1 / (size + 1), (2 * (size + 1)) ** -0.5  # degrees with self-loops: query size + 1, thinking 2
+        new = {"q": up.linear(own * nodes["q"] + sum(cross * nodes["t", g] for g in range(size)))}
+        for g in range(size):
+            new["a", g] = low.linear(nodes["t", g] / 2 + nodes["a", g] / 2)
+            new["t", g] = up.linear(nodes["t", g] / 2 + cross * nodes["q"]) + new["a", g]
+        return {name: torch.relu(x + similar.get(name, 0)) for name, x in new.items()}
+
+    cos = lambda a, b: torch.cosine_similarity(a, b, dim=0).item()  # noqa: E731
+    near = sorted(set(range(len(memory.queries))) - set(exclude),
+                  key=lambda m: -cos(receivers.queries[b], memory.queries[m]))[:k]
+    neighbours = {"q": [(cos(receivers.queries[b], memory.queries[m]), m, "q") for m in near]}
+    for i in range(receivers.thinkings.shape[1]):
+        for name, new, old in (("t", receivers.thinkings, memory.thinkings), ("a", receivers.answers, memory.answers)):
+            pairs = [(cos(new[b, i], old[m, j]), m, (name, j)) for m in near for j in range(old.shape[1])]
+            neighbours[name, i] = sorted(pairs, key=lambda pair: -pair[0])[:k]
+    senders, x = {m: start(memory, m, rewards) for m in near}, start(receivers, b)
+    for n in range(len(model.similarity)):
+        relation = dict(zip("qta", model.similarity[n]))
+        similar = {name: sum(max(c, 0) * relation[name[0]](senders[m][other]) for c, m, other in pairs) / len(pairs)
+                   for name, pairs in neighbours.items() if pairs}
+        x, senders = layer(n, x, similar), {m: layer(n, nodes, {}) for m, nodes in senders.items()}
+    query = model.query_head(x["q"])
+    rollout = model.rollout_head(torch.cat([x["t", g], x["a", g], z(receivers.features[b, g])]))
+    return torch.dot(query, rollout) / len(query) ** 0.5 + model.bias
+
+
+@pytest.mark.parametrize("layers, size, k, exclude", [(1, G, 3, []), (2, G, 2, [1, 4]), (3, 2, 9, [0]), (2, G, 3, range(6))])
+def test_logits_equal_a_slow_twin(layers, size, k, exclude):
+    model, memory, receivers, rewards = small_model(layers), random_groups(6), random_groups(3, size, 1), random_rewards(6)
+    model.standardise_by(memory.features * 3 + 1)
+    hidden = torch.zeros(3, 6, dtype=torch.bool)
+    hidden[1, list(exclude)] = True
+    logits = judge(model, receivers, memory, rewards, k, hidden)
+    assert logits.shape == (3, size)
+    for b in range(3):
+        for g in range(size):
+            slow = slow_logit(model, receivers, b, g, memory, rewards, k, exclude if b == 1 else ())
+            assert logits[b, g].item() == pytest.approx(slow.item(), abs=1e-4)
+
+
+RELATIONS = ([f"{name}.{layer}.linear" for name in ("query_thinking", "thinking_answer") for layer in range(2)]
+             + [f"similarity.{layer}.{kind}" for layer in range(2) for kind in range(3)])
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_every_relation_changes_the_output(relation):
+    model, inputs = small_model(), (random_groups(3, seed=1), random_groups(6), random_rewards(6))
+    before = judge(model, *inputs)
+    torch.nn.init.zeros_(model.get_submodule(relation).weight)
+    assert ((judge(model, *inputs) - before).abs() > 1e-4).all()
+
+
+@pytest.mark.parametrize("relation", range(2))
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_every_direction_of_the_structural_edges_changes_the_output(monkeypatch, relation, direction):
+    model, inputs = small_model(), (random_groups(3, seed=1), random_groups(6), random_rewards(6))
+    before = judge(model, *inputs)
+
+    def one_way(*shape):
+        edges = list(group_edges(*shape))
+        forward, backward = edges[relation].chunk(2, dim=1)
+        edges[relation] = forward if direction == "forward" else backward
+        return edges
+
+    monkeypatch.setattr(gnn, "group_edges", one_way)
+    assert ((judge(model, *inputs) - before).abs() > 1e-4).all()
+
+
+def test_a_neighbour_that_points_away_says_nothing():
+    model, memory, rewards = small_model(), random_groups(1, size=1), random_rewards(1, size=1)
+    away = Groups(-memory.queries, -memory.thinkings, -memory.answers, memory.features)
+    assert torch.equal(judge(model, away, memory, rewards), judge(model, away, memory, 1 - rewards))
+
+
+@pytest.mark.parametrize("ids", [list(range(8)), [0, 1, 2, 3, 0, 1, 2, 3]])
+def test_leave_one_out_hides_own_rewards_bit_for_bit(ids):
+    """In the graph of training, with dropout on: only the other ids hear of a flip."""
+    model, memory, rewards = small_model(dropout=0.2).train(), random_groups(8), random_rewards(8)
+    flipped, ids = rewards.clone(), torch.tensor(ids)
+    own = ids == ids[3]
+    flipped[own] = 1 - flipped[own]
+
+    def logits(rewards):
+        torch.manual_seed(0)
+        return judge(model, memory, memory, rewards, k=7, exclude=ids[:, None] == ids)
+
+    before, after = logits(rewards), logits(flipped)
+    assert torch.equal(before[own], after[own])
+    assert (before[~own] != after[~own]).any(dim=1).all()
+
+
+# ------------------------------------------------------------------------------------------------ training, metrics
+
+
+def test_fit_restores_the_best_epoch():
+    torch.manual_seed(0)
+    model, memory, rewards, ids = small_model(), random_groups(20), random_rewards(20), torch.arange(20)
+    twin, state = copy.deepcopy(model), torch.get_rng_state()
+    settings = {"neighbors": 3, "learning_rate": 0.01, "seed": 5}
+    history = fit(model, memory, rewards, ids, epochs=40, patience=5, **settings)
+    best = [entry for entry in history if entry["best"]]
+    losses = [entry["val_loss"] for entry in history]
+    assert len(best) == 1 and best[0]["val_loss"] == min(losses) and 0 < best[0]["epoch"] == len(history) - 6
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    shorter = fit(twin, memory, rewards, ids, epochs=best[0]["epoch"] + 1, patience=5, **settings)
+    assert shorter == history[:len(shorter)]  # the same seed gives the same run, which here ends with its best epoch
+    for mine, other in zip(model.state_dict().values(), twin.state_dict().values()):
+        assert torch.equal(mine, other)
+    assert torch.equal(state, torch.get_rng_state()) and not model.training
+
+
+def test_fit_stops_on_labels_it_does_not_train_on():
+    """The held-out ids, found by their seed, never change the loss that is trained on except as senders."""
+    ids = torch.arange(10).repeat(2)
+    with gnn.seeded(3, ids.device):
+        train, held_out = gnn.split_ids(ids, 0.2)
+    assert (train ^ held_out).all() and held_out.sum() == 4 and torch.equal(held_out[:10], held_out[10:])
+    memory, rewards, losses = random_groups(20), random_rewards(20), []
+    for labels in (rewards, torch.where(held_out[:, None], 1 - rewards, rewards)):
+        model = small_model()
+        for relation in model.similarity.modules():
+            if isinstance(relation, torch.nn.Linear):
+                torch.nn.init.zeros_(relation.weight)  # nothing is sent in the first epoch
+        losses.append(fit(model, memory, labels, ids, neighbors=3, epochs=1, seed=3)[0])
+    assert losses[0]["train_loss"] == losses[1]["train_loss"] and losses[0]["val_loss"] != losses[1]["val_loss"]
+
+
+@pytest.mark.parametrize("count, value", [(1, None), (4, None), (12, 0.0), (12, 1.0)])
+def test_fit_survives_few_ids_and_equal_rewards(count, value):
+    model, memory = small_model(), random_groups(count)
+    memory.features[...] = 0.1  # and features that never vary
+    rewards = random_rewards(count) if value is None else torch.full((count, G), value)
+    history = fit(model, memory, rewards, torch.arange(count), neighbors=3, epochs=9, patience=4)
+    assert len(history) == (4 if count < 5 else 9) or history[-1]["val_loss"] > min(e["val_loss"] for e in history)
+    logits = judge(model, random_groups(2, seed=1), memory, rewards)
+    assert logits.isfinite().all() and math.isfinite(history[-1]["train_loss"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_are_counts_over_pairs(seed):
+    g = torch.Generator().manual_seed(seed)
+    rewards, p = (torch.rand(30, generator=g) < 0.4).float(), (torch.rand(30, generator=g) * 8).round() / 8
+    pairs = [(a > b) + 0.5 * (a == b) for a in p[rewards == 1].tolist() for b in p[rewards == 0].tolist()]
+    guess = [(x > 0.25, y == 1) for x, y in zip(p.tolist(), rewards.tolist())]
+    tp, fp, fn, tn = (guess.count(case) for case in ((True, True), (True, False), (False, True), (False, False)))
+    expected = {"accuracy": (tp + tn) / 30, "precision": tp / (tp + fp), "recall": tp / (tp + fn),
+                "f1": 2 * tp / (2 * tp + fp + fn), "fp_rate": fp / (fp + tn), "auc": sum(pairs) / len(pairs)}
+    assert metrics(p, rewards, threshold=0.25) == pytest.approx(expected)
+
+
+def test_metrics_are_nan_where_nothing_is_measured():
+    result = metrics(torch.tensor([0.1, 0.2]), torch.tensor([0.0, 0.0]))
+    assert result["accuracy"] == 1 and result["fp_rate"] == 0
+    assert all(math.isnan(result[name]) for name in ("precision", "recall", "f1", "auc"))

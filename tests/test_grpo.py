@@ -1,0 +1,491 @@
+"""grpo.py against slow, obvious twins: sampling without cache or batch, the loss in Python loops, gradients by hand."""
+
+import copy
+import math
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import grpo
+
+torch.set_num_threads(1)
+WORDS = 20  # ids 0 to 3 are <pad>, <eos>, <end>, <unk>; the word w7 is the token 7
+PROMPTS = ["w5 w6 w7 w8 w9", "w4", "w10 w11 w12", "w5 w5", "w13 w6 w4 w19"]
+
+
+def make_tokenizer(pad="<pad>"):
+    words = ["<pad>", "<eos>", "<end>", "<unk>"] + [f"w{i}" for i in range(4, WORDS)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token="<eos>", unk_token="<unk>")
+
+
+def make_model(kind="qwen2", eos=(1, 2), seed=0):
+    torch.manual_seed(seed)
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=2, n_head=2, n_positions=40,
+                                           initializer_range=0.1, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+                                           resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=WORDS, hidden_size=16, intermediate_size=32,
+                                             num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                                             max_position_embeddings=40, initializer_range=0.3, bos_token_id=None,
+                                             eos_token_id=1, pad_token_id=0))
+    model.generation_config.eos_token_id = list(eos)
+    return model.eval()
+
+
+def draw(model, prompts=PROMPTS, group_size=4, length=12, temperature=0.7, tokenizer=None, step=0, **settings):
+    noise = grpo.uniform_noise(0, step, prompts, group_size, length)
+    tokenizer = tokenizer or make_tokenizer()
+    return grpo.sample(model, tokenizer, prompts, group_size, length, temperature, noise, **settings)
+
+
+def slow_sample(model, prompt, uniforms, temperature, eos):
+    """One response, by a full forward pass for every token and a running sum over the words."""
+    ids, tokens, logprobs = list(prompt), [], []
+    for u in uniforms:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0, -1].double()
+        powers = (logits / temperature).exp()
+        probabilities = (powers / powers.sum()).tolist()
+        token, total = 0, probabilities[0]
+        while total <= u:
+            token += 1
+            total += probabilities[token]
+        tokens.append(token)
+        logprobs.append(math.log(probabilities[token]))
+        ids.append(token)
+        if token in eos:
+            break
+    return tokens, logprobs
+
+
+@pytest.mark.parametrize("kind, pad, eos, batch_size", [
+    ("qwen2", "<pad>", (1, 2), 256), ("qwen2", "<eos>", (1,), 8), ("qwen2", "<eos>", (5, 6), 1),
+    ("gpt2", "<end>", (2,), 9),
+])
+def test_sampling_equals_a_sampler_without_cache_batch_or_padding(kind, pad, eos, batch_size):
+    model, tokenizer, group_size, length = make_model(kind, eos), make_tokenizer(pad), 4, 12
+    rollouts = draw(model, group_size=group_size, length=length, tokenizer=tokenizer, batch_size=batch_size)
+    noise = grpo.uniform_noise(0, 0, PROMPTS, group_size, length)
+    width = rollouts.ids.shape[1] - length
+    ended = 0
+    for row in range(len(PROMPTS) * group_size):
+        prompt = [int(word[1:]) for word in PROMPTS[row // group_size].split()]
+        tokens, logprobs = slow_sample(model, prompt, noise[row].tolist(), 0.7, {1, *eos})
+        n = len(tokens)
+        assert rollouts.ids[row, width - len(prompt):width + n].tolist() == prompt + tokens
+        assert rollouts.mask[row].tolist() == [1.0] * n + [0.0] * (length - n)
+        assert rollouts.attention_mask[row].tolist() == (
+            [0] * (width - len(prompt)) + [1] * (len(prompt) + n) + [0] * (length - n))
+        assert rollouts.logprobs[row].tolist() == pytest.approx(logprobs + [0.0] * (length - n), abs=1e-5)
+        end = tokens[-1] in {1, *eos}
+        ended += end
+        assert bool(rollouts.truncated[row]) is not end
+        assert rollouts.texts[row] == tokenizer.decode(tokens[:n - end], skip_special_tokens=True)
+    assert 3 < ended < 20  # both kinds of end were met
+    assert {len(text.split()) for text in rollouts.texts} != {length}
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_sampled_logprobs_equal_recomputed_ones(temperature):
+    model = make_model()
+    rollouts = draw(model, temperature=temperature)
+    again = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12, temperature)
+    torch.testing.assert_close(again, rollouts.logprobs, atol=1e-5, rtol=0)
+    assert again[rollouts.mask == 0].eq(0).all() and again[rollouts.mask == 1].lt(0).all()
+
+
+def test_rollouts_do_not_depend_on_the_batch_or_its_order():
+    model = make_model()
+    whole, some = draw(model, batch_size=8), draw(model, prompts=[PROMPTS[3], PROMPTS[0]])
+    for row, twin in zip(range(8), [12, 13, 14, 15, 0, 1, 2, 3]):
+        assert some.texts[row] == whole.texts[twin]
+        torch.testing.assert_close(some.logprobs[row], whole.logprobs[twin], atol=1e-5, rtol=0)
+    assert len(set(whole.texts[:4])) > 1  # rollouts of a group differ
+    assert draw(model, step=1).texts != whole.texts
+
+
+def test_noise_is_uniform_and_told_by_seed_step_key_and_place():
+    noise = grpo.uniform_noise(1, 2, ["a", "b"], 3, 2000)
+    assert noise.shape == (6, 2000) and noise.dtype == torch.float32
+    assert 0 <= noise.min() and noise.max() < 1 and noise.mean(1).sub(0.5).abs().max() < 0.03
+    assert len({tuple(row[:3].tolist()) for row in noise}) == 6
+    assert torch.equal(noise[3:], grpo.uniform_noise(1, 2, ["b"], 3, 2000))
+    for other in (grpo.uniform_noise(2, 2, ["a"], 3, 2000), grpo.uniform_noise(1, 3, ["a"], 3, 2000)):
+        assert not torch.equal(noise[:3], other)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_chosen_as_often_as_the_softmax_says(temperature):
+    logits = torch.randn(7, generator=torch.Generator().manual_seed(0)) * 2
+    uniforms = (torch.arange(20_000) + 0.5) / 20_000
+    tokens, logprobs = grpo.choose_tokens(logits.expand(20_000, 7), uniforms, temperature)
+    expected = [math.exp(z / temperature) for z in logits.tolist()]
+    expected = torch.tensor(expected) / sum(expected)
+    torch.testing.assert_close(tokens.bincount(minlength=7) / 20_000, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+@pytest.mark.parametrize("uniform, token", [(0.0, 1), (0.2499, 1), (0.2501, 3), (1 - 2**-24, 3), (1.0, 3)])
+def test_impossible_tokens_are_never_chosen(uniform, token):
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(3.0), -200.0, -math.inf]])
+    assert grpo.choose_tokens(logits, torch.tensor([uniform]), 1.0)[0].item() == token
+
+
+def test_impossible_tokens_are_never_chosen_when_prefix_sums_are_rounded_up(monkeypatch):
+    exact = torch.Tensor.cumsum  # a GPU adds in another order for every place, so its sums need not be monotone
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda x, dim: exact(x, dim) + torch.tensor([0, 0, 1e-3, 0, 0, 1e-3]))
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(3.0), -math.inf, -math.inf]] * 2)
+    assert grpo.choose_tokens(logits, torch.tensor([0.2505, 1.0]), 1.0)[0].tolist() == [3, 3]
+
+
+def test_the_largest_uniform_number_stays_inside_a_large_vocabulary():
+    logits = torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)) * 30
+    tokens, logprobs = grpo.choose_tokens(logits, torch.ones(64), 1.0)
+    assert tokens.max() < 5000 and logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+def test_greedy_equals_generate(kind):
+    model, tokenizer = make_model(kind), make_tokenizer()
+    rollouts = grpo.sample(model, tokenizer, PROMPTS, 1, 12, temperature=0)
+    batch = tokenizer(PROMPTS, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    ids = model.generate(batch.input_ids, attention_mask=batch.attention_mask, do_sample=False, max_new_tokens=12,
+                         pad_token_id=0)
+    assert rollouts.ids[:, :ids.shape[1]].tolist() == ids.tolist()
+    torch.testing.assert_close(grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12), rollouts.logprobs,
+                               atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
+def test_sampling_with_checkpointing_restores_the_mode_and_allows_training():
+    model = make_model()
+    expected = draw(model)
+    model.gradient_checkpointing_enable()
+    model.config.use_cache = False
+    model.train()
+    rollouts = draw(model)
+    assert model.training and torch.equal(rollouts.ids, expected.ids)
+    grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("prompts, length, change, message", [
+    (["w4", ""], 5, {}, "prompts: number 1 is empty"),
+    (["w4 w5"], 39, {}, "max_new_tokens: .* exceed the model's 40 positions"),
+    (["w4"], 5, {"eos": None}, "neither tokenizer nor generation config names an EOS"),
+])
+def test_sample_refuses(prompts, length, change, message):
+    model, tokenizer = make_model(), make_tokenizer()
+    if change:
+        model.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=message):
+        grpo.sample(model, tokenizer, prompts, 2, length)
+
+
+def test_sample_refuses_a_damaged_model():
+    model = make_model()
+    model.lm_head.weight.data[3] = math.nan
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        grpo.sample(model, make_tokenizer(), ["w4"], 2, 3)
+
+
+def test_forward_gives_entropy_and_hidden_states_of_the_model_itself():
+    model, length = make_model(), 12
+    rollouts = draw(model, prompts=["w5 w6", "w4"], length=length)
+    scores = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, 0.7, hidden=True)
+    assert scores.hidden.shape == (*rollouts.ids.shape, 16) and not scores.entropy.requires_grad
+    for row, kept in enumerate(rollouts.attention_mask.bool()):
+        output = model(rollouts.ids[row, kept][None], output_hidden_states=True)
+        torch.testing.assert_close(scores.hidden[row, kept], output.hidden_states[-1][0], atol=1e-5, rtol=0)
+        n = int(rollouts.mask[row].sum())
+        p = (output.logits[0, -n - 1:-1] / 0.7).softmax(-1)
+        torch.testing.assert_close(scores.entropy[row, :n], -(p * p.log()).sum(-1), atol=1e-5, rtol=0)
+        assert scores.hidden[row, ~kept].eq(0).all() and scores.entropy[row, n:].eq(0).all()
+
+
+def test_common_padding_is_cut_and_changes_nothing():
+    model, length = make_model(), 12
+    rollouts = draw(model, length=length)
+    rows = rollouts.mask.sum(1).argsort()[:3]  # the shortest: padding on both sides
+    widths = []
+    hook = model.model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]),
+                                                 with_kwargs=True)
+    part = grpo.forward_responses(model, rollouts.ids[rows], rollouts.attention_mask[rows], length, hidden=True)
+    whole = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, hidden=True)
+    pieces = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, hidden=True, batch_size=3)
+    hook.remove()
+    assert widths[0] < widths[1] and len(widths) == 2 + 7
+    for a, b, c in zip(part, whole, pieces):
+        torch.testing.assert_close(a, b[rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(c, b, atol=1e-5, rtol=0)
+
+
+# advantages, weights and loss ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", ["std", "none"])
+def test_advantages_by_hand(normalize):
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.5], [0.1, 0.1, 0.1, 0.1], [0.0, 2.0, -1.0, 7.0]])
+    kept = rewards.clone()
+    advantages = grpo.group_advantages(rewards, normalize)
+    for row, group in zip(advantages.tolist(), rewards.tolist()):
+        mean = sum(group) / 4
+        std = math.sqrt(sum((r - mean) ** 2 for r in group) / 3)
+        divisor = std + 1e-4 if normalize == "std" else 1.0
+        assert row == pytest.approx([(r - mean) / divisor if std > 1e-6 else 0.0 for r in group], abs=1e-5)
+    assert torch.equal(rewards, kept)
+
+
+def test_equal_rewards_give_exactly_zero():
+    rewards = torch.tensor([[0.1] * 7, [1 / 3] * 7, [1e6 + 0.3] * 7])
+    for normalize in ("std", "none"):
+        assert grpo.group_advantages(rewards, normalize).eq(0).all()
+
+
+@pytest.mark.parametrize("rewards, normalize, message", [
+    (torch.ones(3, 1), "std", "group_size: .* 2 or more"), (torch.ones(4), "std", "group_size"),
+    (torch.ones(2, 2), "l2", 'normalize: "std" or "none", not \'l2\''),
+])
+def test_advantages_refuse(rewards, normalize, message):
+    with pytest.raises(ValueError, match=message):
+        grpo.group_advantages(rewards, normalize)
+
+
+def test_token_weights_by_hand():
+    mask = torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 0]])
+    expected = {"sequence": [1 / 9, 1 / 3, 1 / 12], "token": [1 / 8] * 3, "constant": [1 / 15] * 3}
+    for norm, rows in expected.items():
+        torch.testing.assert_close(grpo.token_weights(mask, norm), torch.tensor(rows)[:, None] * mask)
+        halves = [grpo.token_weights(mask, norm, reduce=lambda x: 2 * x)] * 2  # a second process with the same rows
+        assert sum(half.sum() for half in halves) == pytest.approx(8 / 15 if norm == "constant" else 1.0)
+    with pytest.raises(ValueError, match='loss_norm: .* not "mean"|not \'mean\''):
+        grpo.token_weights(mask, "mean")
+
+
+def random_batch(dtype=torch.float64, spread=0.4, n=6, length=5):
+    generator = torch.Generator().manual_seed(3)
+    logprobs, *shifts = (torch.randn(n, length, generator=generator, dtype=dtype) for _ in range(3))
+    logprobs = -logprobs.abs()
+    mask = (torch.arange(length) < torch.randint(1, length + 1, (n, 1), generator=generator)).to(dtype)
+    return logprobs, logprobs + spread * shifts[0], logprobs + shifts[1], torch.tensor([1.2, -0.7, 0, 2, -2, 0.3]), mask
+
+
+def slow_loss(logprobs, old, ref, advantages, mask, low, high, kl_coef, weights):
+    """Equations (4) to (8), one token at a time; counts, too, the tokens whose gradient the clip removes."""
+    loss, kls, clipped = 0.0, [], []
+    for i, t in mask.nonzero().tolist():
+        ratio = math.exp(logprobs[i, t] - old[i, t])
+        advantage = advantages[i].item()
+        objective = min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+        d = ref[i, t].item() - logprobs[i, t].item()
+        kls.append(math.exp(d) - d - 1)
+        clipped.append((advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 1 - low))
+        loss += weights[i, t].item() * (kl_coef * kls[-1] - objective)
+    return loss, sum(kls) / len(kls), sum(clipped) / len(clipped)
+
+
+@pytest.mark.parametrize("norm", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("low, high, kl_coef", [(0.2, 0.2, 0.001), (0.1, 0.3, 0.5), (0.2, 0.28, 0.0)])
+def test_loss_by_hand_and_gradient_by_finite_differences(norm, low, high, kl_coef):
+    logprobs, old, ref, advantages, mask = random_batch()
+    weights = grpo.token_weights(mask, norm).double()
+    logprobs.requires_grad_()
+    loss, metrics = grpo.grpo_loss(logprobs, old, ref, advantages, mask, low, high, kl_coef, weights)
+    expected, kl, clipped = slow_loss(logprobs.detach(), old, ref, advantages, mask, low, high, kl_coef, weights)
+    assert 0 < clipped < 1 and loss.item() == pytest.approx(expected, abs=1e-6)
+    assert metrics["kl"].item() == pytest.approx(kl) and metrics["clip_fraction"].item() == pytest.approx(clipped)
+    loss.backward()
+    for i, t in [(0, 0), (1, 0), (3, 1), (4, 0), (5, 0), (2, 4)]:
+        step = torch.zeros_like(logprobs)
+        step[i, t] = 1e-6
+        up, down = (slow_loss(logprobs.detach() + s * step, old, ref, advantages, mask, low, high, kl_coef, weights)[0]
+                    for s in (1, -1))
+        assert logprobs.grad[i, t].item() == pytest.approx((up - down) / 2e-6, abs=1e-5)
+
+
+@pytest.mark.parametrize("ratio, advantage, gradient_flows", [
+    (1.5, 1.0, False), (0.5, 1.0, True), (1.5, -1.0, True), (0.5, -1.0, False), (1.25, 1.0, True), (0.85, -1.0, True),
+])
+def test_the_clip_acts_on_the_side_that_has_moved_far_enough(ratio, advantage, gradient_flows):
+    logprobs = torch.tensor([[math.log(ratio) - 2.0]], requires_grad=True)
+    loss, metrics = grpo.grpo_loss(logprobs, torch.tensor([[-2.0]]), None, torch.tensor([advantage]), torch.ones(1, 1),
+                                   clip_low=0.2, clip_high=0.3)
+    loss.backward()
+    assert metrics["clip_fraction"].item() == float(not gradient_flows) and "kl" not in metrics
+    assert logprobs.grad.item() == pytest.approx(-ratio * advantage if gradient_flows else 0.0)
+
+
+def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_is_the_policy_gradient():
+    logprobs, _, _, advantages, mask = random_batch()
+    loss, metrics = grpo.grpo_loss(logprobs.requires_grad_(), None, None, advantages, mask)
+    loss.backward()
+    torch.testing.assert_close(logprobs.grad, -advantages[:, None].double() * mask / mask.sum(1, keepdim=True) / 6)
+    assert metrics["ratio"] == 1 and metrics["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_masked_places_are_never_read_and_inputs_never_written(garbage):
+    logprobs, old, ref, advantages, mask = random_batch()
+    weights = grpo.token_weights(mask).clamp(min=0.1)
+    expected = grpo.grpo_loss(logprobs, old, ref, advantages, mask, weights=weights * mask)
+    dirty = [x.masked_fill(mask == 0, garbage).requires_grad_() for x in (logprobs, old, ref)]
+    kept = [x.clone() for x in (*dirty, advantages, mask)]
+    loss, metrics = grpo.grpo_loss(*dirty, advantages, mask, weights=weights)
+    assert loss == expected[0] and metrics == expected[1]
+    loss.backward()
+    assert dirty[0].grad.isfinite().all() and dirty[0].grad[mask == 0].eq(0).all()
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(kept, (*dirty, advantages, mask)))
+
+
+# the update ---------------------------------------------------------------------------------------------------------
+
+
+def learn(model, rollouts, advantages, ref, lr=0.1, accelerator=None, **settings):
+    """A copy of the model after one policy_update by plain gradient descent, and the metrics."""
+    model = copy.deepcopy(model)
+    accelerator = accelerator or Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=lr))
+    metrics = grpo.policy_update(model, optimizer, accelerator, rollouts, advantages, ref,
+                                 **{"max_grad_norm": 1e9, "temperature": 0.7} | settings)
+    return accelerator.unwrap_model(model), metrics
+
+
+def make_batch():
+    """A model, 20 of its rollouts of unequal length, advantages, and another model's log-probabilities of them."""
+    model = make_model()
+    rollouts = draw(model)
+    rewards = torch.rand(len(PROMPTS), 4, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        ref = grpo.token_logprobs(make_model(seed=1), rollouts.ids, rollouts.attention_mask, 12, 0.7)
+    return model, rollouts, grpo.group_advantages(rewards).flatten(), ref
+
+
+def slow_gradients(model, rollouts, advantages, ref, norm, kl_coef, old=None):
+    """Of the loss as DeepSeekMath, DAPO and Dr. GRPO write it, one unpadded row at a time."""
+    model = copy.deepcopy(model)
+    n, length = rollouts.mask.shape
+    loss = 0.0
+    for i in range(n):
+        kept, tokens = rollouts.attention_mask[i].bool(), int(rollouts.mask[i].sum())
+        ids = rollouts.ids[i, kept]
+        logprobs = (model(ids[None]).logits[0, :-1] / 0.7).log_softmax(-1)[range(len(ids) - 1), ids[1:]][-tokens:]
+        d = ref[i, :tokens] - logprobs
+        ratio = (logprobs - (logprobs.detach() if old is None else old[i, :tokens])).exp()
+        a = advantages[i]
+        terms = kl_coef * (d.exp() - d - 1) - torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
+        loss = loss + terms.sum() / {"sequence": n * tokens, "token": rollouts.mask.sum(), "constant": n * length}[norm]
+    loss.backward()
+    return loss.item(), [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("norm, kl_coef", [("sequence", 0.001), ("token", 0.5), ("constant", 0.0)])
+def test_gradients_are_those_of_the_formula_for_any_micro_batch_size(norm, kl_coef):
+    model, rollouts, advantages, ref = make_batch()
+    before = copy.deepcopy((rollouts.__dict__, advantages, ref))
+    expected_loss, gradients = slow_gradients(model, rollouts, advantages, ref, norm, kl_coef)
+    size = math.sqrt(sum(g.square().sum().item() for g in gradients))
+    for micro_batch_size in (1, 2, 7, None):
+        after, metrics = learn(model, rollouts, advantages, ref, lr=1.0, loss_norm=norm, kl_coef=kl_coef,
+                               micro_batch_size=micro_batch_size)
+        for p, q, g in zip(model.parameters(), after.parameters(), gradients):
+            torch.testing.assert_close(p - q, g, atol=2e-6, rtol=1e-4)
+        assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-5)
+        assert metrics["grad_norm"] == pytest.approx(size, rel=1e-4)
+        assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["clip_fraction"] == 0
+        scores = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, 12, 0.7)
+        kept = rollouts.mask.bool()
+        assert metrics["entropy"] == pytest.approx(scores.entropy[kept].mean().item(), rel=1e-5)
+        d = (ref - scores.logprobs)[kept].detach()
+        assert metrics["kl"] == pytest.approx((d.exp() - d - 1).mean().item(), rel=1e-4)
+    for a, b in zip((*before[0].values(), *before[1:]), (*rollouts.__dict__.values(), advantages, ref)):
+        assert a == b if isinstance(a, list) else torch.equal(a, b)
+
+
+def test_two_updates_a_batch_keep_the_old_logprobs():
+    model, rollouts, advantages, ref = make_batch()
+    with torch.no_grad():
+        old = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12, 0.7)
+    once, first = learn(model, rollouts, advantages, ref, lr=3.0, micro_batch_size=7)
+    twice, both = learn(model, rollouts, advantages, ref, lr=3.0, micro_batch_size=7, updates_per_batch=2)
+    _, gradients = slow_gradients(once, rollouts, advantages, ref, "sequence", 0.001, old)
+    for p, q, g in zip(once.parameters(), twice.parameters(), gradients):
+        torch.testing.assert_close(p - 3.0 * g, q, atol=1e-5, rtol=1e-4)
+    assert first["clip_fraction"] == 0 < both["clip_fraction"] < 0.5 and abs(both["ratio"] - 1) > 1e-3
+
+
+def test_the_gradient_is_clipped():
+    model, rollouts, advantages, ref = make_batch()
+    after, metrics = learn(model, rollouts, advantages, ref, lr=1.0, max_grad_norm=0.01)
+    moved = sum((p - q).square().sum().item() for p, q in zip(model.parameters(), after.parameters()))
+    assert metrics["grad_norm"] > 0.1 and math.sqrt(moved) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["advantage", "reference", "gradient"])
+def test_a_non_finite_update_is_refused_before_the_step(damage):
+    model, rollouts, advantages, ref = make_batch()
+    if damage == "advantage":
+        advantages = advantages.index_fill(0, torch.tensor([3]), math.nan)
+    elif damage == "reference":
+        ref = ref.index_fill(0, torch.tensor([3]), math.inf)
+    else:
+        model.model.norm.weight.register_hook(lambda g: g * math.inf)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match="policy_update: loss .*weights are unchanged"):
+        grpo.policy_update(model, optimizer, Accelerator(cpu=True), rollouts, advantages, ref, micro_batch_size=8)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters()) and not optimizer.state
+
+
+def test_a_tiny_model_learns_to_say_the_rewarded_word():
+    model, tokenizer, accelerator = make_model(), make_tokenizer(), Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=5e-3))
+    history = []
+    for step in range(40):
+        rollouts = draw(model, group_size=8, length=6, temperature=1.0, step=step)
+        rewards = torch.tensor([float("w9" in text.split()) for text in rollouts.texts]).view(-1, 8)
+        grpo.policy_update(model, optimizer, accelerator, rollouts, grpo.group_advantages(rewards).flatten())
+        history.append(rewards.mean().item())
+    assert sum(history[:5]) / 5 < 0.4 and sum(history[-5:]) / 5 > 0.9
+
+
+def one_of_two_processes(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    model, rollouts, advantages, ref = make_batch()
+    mine = rollouts.mask.sum(1).argsort()[rank * 10:][:10]  # short rows here, long ones there
+    part = grpo.Rollouts(*(getattr(rollouts, name)[mine] for name in ("ids", "attention_mask", "mask", "logprobs")),
+                         [rollouts.texts[i] for i in mine], rollouts.truncated[mine])
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    results = [learn(model, part, advantages[mine], ref[mine], accelerator=accelerator, micro_batch_size=4,
+                     updates_per_batch=2, loss_norm=norm) for norm in ("sequence", "token")]
+    torch.save([(after.state_dict(), metrics) for after, metrics in results], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_take_the_step_of_one(tmp_path):
+    model, rollouts, advantages, ref = make_batch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    for i, norm in enumerate(("sequence", "token")):
+        after, metrics = learn(model, rollouts, advantages, ref, updates_per_batch=2, loss_norm=norm)
+        for rank in (0, 1):
+            weights, theirs = torch.load(tmp_path / f"{rank}.pt")[i]
+            for name, value in after.state_dict().items():
+                torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+            assert theirs == pytest.approx(metrics, abs=1e-5, rel=1e-4)

@@ -1,0 +1,262 @@
+"""The experience memory: what reaches a prediction, what must not, and that the cache changes nothing."""
+
+import copy
+import types
+
+import pytest
+import torch
+
+from gnn import Groups, metrics
+from memreward import ExperienceMemory
+
+torch.set_num_threads(1)
+D, F, G = 16, 2, 4
+
+
+def config(**overrides):
+    settings = {"neighbors": 3, "groups_per_query": 2, "gnn_hidden": 32, "gnn_layers": 2, "gnn_dropout": 0.1,
+                "gnn_epochs": 10, "gnn_patience": 5, "gnn_learning_rate": 3e-3, "gnn_weight_decay": 0.01}
+    return types.SimpleNamespace(**settings | overrides)
+
+
+def random_groups(count, seed=0, size=G):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+    return Groups(draw(count, D), draw(count, size, D), draw(count, size, D), draw(count, size, F))
+
+
+def random_rewards(count, seed=0):
+    return (torch.rand(count, G, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
+
+
+def fitted(count=12, groups=None, rewards=None, **overrides):
+    memory = ExperienceMemory(config(**overrides))
+    memory.remember([f"q{i}" for i in range(count)], *(groups or random_groups(count)),
+                    random_rewards(count) if rewards is None else rewards)
+    memory.fit(seed=0)
+    return memory
+
+
+def with_rewards(memory, rewards):
+    """The same network and groups with other rewards."""
+    other = copy.copy(memory)
+    other.rewards, other.messages = rewards, memory.model.send(memory.groups, rewards)
+    return other
+
+
+def test_changing_a_memory_reward_changes_a_prediction():
+    memory, new = fitted(), random_groups(5, seed=1)
+    heard = [{pair["id"] for pair in memory.explain(*group)[0]["queries"]} for group in zip(*new)]
+    before = memory.predict(*new)
+    for row in range(len(memory)):
+        rewards = memory.rewards.clone()
+        rewards[row] = 1 - rewards[row]
+        changed = (with_rewards(memory, rewards).predict(*new) != before).any(dim=1)
+        assert changed.tolist() == [f"q{row}" in ids for ids in heard]
+
+
+def test_own_rewards_never_reach_the_own_prediction():
+    groups, ids = random_groups(12), [f"q{i}" for i in range(6)] * 2  # two groups of every id
+    memory = ExperienceMemory(config())
+    memory.remember(ids, *groups, random_rewards(12))
+    memory.fit(seed=0)
+    rewards = memory.rewards.clone()
+    rewards[[1, 7]] = 1 - rewards[[1, 7]]  # all that is known of q1
+    before, after = (each.predict(*groups, exclude=ids) for each in (memory, with_rewards(memory, rewards)))
+    own = torch.tensor([id == "q1" for id in ids])
+    assert torch.equal(before[own], after[own])
+    assert (before[~own] != after[~own]).any()
+    seen = memory.predict(*groups), with_rewards(memory, rewards).predict(*groups)
+    assert (seen[0][own] != seen[1][own]).all()  # not excluded, they would have
+
+
+def test_two_ids_with_one_question_stay_two():
+    """Groups are told apart by position and id: a twin in the memory may be heard, one's own entry may not."""
+    groups = random_groups(12)
+    for part in groups[:3]:
+        part[1] = part[0]
+    memory = fitted(groups=groups)
+    both = groups.rows([0, 1])
+    assert memory.explain(*(part[0] for part in groups), exclude="q0")[0]["queries"][0]["id"] == "q1"
+    p = memory.predict(*both, exclude=["q0", "q1"])
+    alone = [memory.predict(*groups.rows([b]), exclude=[f"q{b}"]) for b in range(2)]
+    assert torch.allclose(p, torch.cat(alone), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, G, 7])
+def test_a_prediction_does_not_depend_on_its_batch(size):
+    memory, new = fitted(), random_groups(6, seed=1, size=size)
+    for part in new[:3]:
+        part[4] = part[2]  # a duplicate question in the batch
+    exclude = ["q3", None, "q5", "unknown", None, "q0"]
+    together = memory.predict(*new, exclude=exclude)
+    alone = torch.cat([memory.predict(*new.rows([b]), exclude=exclude[b:b + 1]) for b in range(6)])
+    assert together.shape == (6, size) and torch.allclose(together, alone, atol=1e-6)
+    for part in new:
+        part[0] = torch.randn(part[0].shape)  # another group's rollouts, same shapes: nothing moves, bit for bit
+    assert torch.equal(memory.predict(*new, exclude=exclude)[1:], together[1:])
+
+
+def test_only_the_direction_of_an_embedding_counts():
+    memory, new = fitted(), random_groups(3, seed=1)
+    scaled = memory.predict(7 * new.queries, 0.1 * new.thinkings, 3 * new.answers, new.features)
+    assert torch.allclose(memory.predict(*new), scaled, atol=1e-6)
+
+
+def test_inputs_stay_as_they_are_and_are_not_shared():
+    groups, rewards = random_groups(12), random_rewards(12)
+    copies = [part.clone() for part in (*groups, rewards)]
+    memory = fitted(groups=groups, rewards=rewards)
+    before = memory.predict(*groups, exclude=memory.ids)
+    assert all(torch.equal(*pair) for pair in zip(copies, (*groups, rewards)))
+    for part in (*groups, rewards):
+        part.zero_()
+    assert torch.equal(memory.predict(*copies[:4], exclude=memory.ids), before)
+
+
+def test_remembering_later_equals_sending_everything_again():
+    memory, new = fitted(), random_groups(5, seed=1)
+    for step in range(3):
+        memory.remember([f"q{step}", f"new{step}", "q0"], *random_groups(3, seed=step), random_rewards(3, seed=step))
+    again = memory.model.send(memory.groups, memory.rewards)
+    for cached, table in zip(sum(memory.messages, []), sum(again, [])):
+        assert torch.allclose(cached, table, atol=1e-5)
+    before = memory.predict(*new)
+    memory.messages = again
+    assert torch.allclose(memory.predict(*new), before, atol=1e-6)
+
+
+def test_the_newest_groups_of_an_id_stay():
+    memory, groups, rewards = ExperienceMemory(config()), random_groups(7), random_rewards(7)
+    memory.remember(["a", "b", "a"], *groups.rows(slice(0, 3)), rewards[:3])
+    memory.remember(["a", "c", "b", "a"], *groups.rows(slice(3, 7)), rewards[3:])
+    assert memory.ids == ["b", "a", "c", "b", "a"] and len(memory) == 5
+    assert torch.equal(memory.rewards, rewards[[1, 3, 4, 5, 6]])
+    assert torch.equal(memory.groups.features, groups.features[[1, 3, 4, 5, 6]])
+
+
+def test_the_memory_learns_what_only_labels_of_similar_rollouts_tell():
+    """Every topic has mistakes of its own, random vectors with random labels: only neighbours' rewards can tell."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, 32, generator=g)  # noqa: E731
+    topics, patterns = draw(60), draw(60, 3)
+    labels = torch.rand(60, 3, generator=g) < 0.5
+    topic = torch.arange(300) % 60  # five queries a topic, the last one unlabelled
+    kind = torch.randint(3, (300, 4), generator=g)
+    mistakes = patterns[topic[:, None], kind]
+    groups = Groups(topics[topic] + 0.3 * draw(300), mistakes + 0.3 * draw(300, 4), mistakes + 0.3 * draw(300, 4),
+                    torch.zeros(300, 4, 1))
+    rewards, known, asked = labels[topic[:, None], kind].float(), slice(0, 240), slice(240, 300)
+    memory = ExperienceMemory(config(gnn_epochs=40, gnn_patience=10))
+    memory.remember([str(i) for i in range(240)], *groups.rows(known), rewards[known])
+    memory.fit(seed=0)
+    auc = lambda memory: metrics(memory.predict(*groups.rows(asked)).flatten(), rewards[asked].flatten())["auc"]  # noqa: E731
+    shuffled = rewards[known].flatten()[torch.randperm(960, generator=g)].view(240, 4)
+    assert auc(memory) > 0.9
+    assert abs(auc(with_rewards(memory, shuffled)) - 0.5) < 0.12
+
+
+def test_explain_says_what_predict_did():
+    memory, new = fitted(), random_groups(1, seed=1)
+    trace = memory.explain(*(part[0] for part in new), exclude="q2")
+    p = memory.predict(*new, exclude=["q2"])[0]
+    assert [rollout["probability"] for rollout in trace] == pytest.approx(p.tolist(), abs=1e-6)
+    for g, rollout in enumerate(trace):
+        assert len(rollout["queries"]) == 3 and "q2" not in {query["id"] for query in rollout["queries"]}
+        for query in rollout["queries"]:
+            row = memory.ids.index(query["id"])
+            assert query["cosine"] == pytest.approx(
+                torch.cosine_similarity(new.queries[0], memory.groups.queries[row], dim=0).item(), abs=1e-5)
+            assert query["rewards"] == memory.rewards[row].tolist()
+        for kind, vectors, known in (("thinkings", new.thinkings, memory.groups.thinkings),
+                                     ("answers", new.answers, memory.groups.answers)):
+            for other in rollout[kind]:
+                row = memory.ids.index(other["id"])
+                assert other["reward"] == memory.rewards[row, other["rollout"]]
+                assert other["cosine"] == pytest.approx(
+                    torch.cosine_similarity(vectors[0, g], known[row, other["rollout"]], dim=0).item(), abs=1e-5)
+    smaller = ExperienceMemory(config())  # moved: leave q2 and the nearest out of the memory for good and ask again
+    smaller.model, smaller.messages = memory.model, [[table[:0] for table in layer] for layer in memory.messages]
+    keep = [i for i, id in enumerate(memory.ids) if id not in ("q2", trace[0]["queries"][0]["id"])]
+    smaller.remember([memory.ids[i] for i in keep], *memory.groups.rows(keep), memory.rewards[keep])
+    moved = torch.logit(p) - torch.logit(smaller.predict(*new)[0])
+    assert [rollout["queries"][0]["moved"] for rollout in trace] == pytest.approx(moved.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("fit_first", [True, False])
+def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
+    memory, new, path = fitted(), random_groups(5, seed=1), tmp_path / "memory.pt"
+    if not fit_first:
+        memory.model = memory.messages = None
+    memory.save(path)
+    state = torch.get_rng_state()
+    loaded = ExperienceMemory(config())
+    loaded.load(path)
+    assert torch.equal(state, torch.get_rng_state()) and [p.name for p in tmp_path.iterdir()] == ["memory.pt"]
+    for each in (memory, loaded):
+        each.remember(["q1", "x"], *random_groups(2, seed=2), random_rewards(2))
+        if not fit_first:
+            each.fit(seed=3)
+    assert torch.equal(memory.predict(*new), loaded.predict(*new)) and loaded.ids == memory.ids
+    with pytest.raises(ValueError, match="gnn_hidden"):
+        ExperienceMemory(config(gnn_hidden=8)).load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    memory, path = fitted(), tmp_path / "memory.pt"
+    memory.save(path)
+    before = path.read_bytes()
+
+    def half(state, target):
+        with open(target, "wb") as file:
+            file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError):
+        memory.save(path)
+    assert path.read_bytes() == before
+
+
+def test_fit_is_seeded_and_leaves_the_global_random_state_alone():
+    state, new = torch.get_rng_state(), random_groups(4, seed=1)
+    first, again = fitted(), fitted()
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first.predict(*new), again.predict(*new))
+    again.fit(seed=1)
+    assert not torch.equal(first.predict(*new), again.predict(*new))
+
+
+@pytest.mark.parametrize("part, change, message", [
+    (0, lambda x: x[:, :-1], r"queries \(B, d\)"),
+    (1, lambda x: x[:, :-1], r"thinkings and answers"),
+    (2, lambda x: x[:-1], r"answers \(B, G, d\)"),
+    (3, lambda x: x[:, :-1], r"features \(B, G, f\)"),
+    (3, lambda x: x[..., :-1], r"width 16 and 2, got \(16, 1\)"),
+    (1, lambda x: x / 0, "finite"),
+    (4, lambda x: x[:-1], "an id and G rewards"),
+    (4, lambda x: x + 0.5, "0 or 1"),
+    (4, lambda x: x * float("nan"), "0 or 1"),
+])
+def test_bad_input_is_refused_in_one_line_and_changes_nothing(part, change, message):
+    memory = fitted()
+    inputs = [*random_groups(3), random_rewards(3)]
+    inputs[part] = change(inputs[part])
+    with pytest.raises(ValueError, match=message) as error:
+        memory.remember(["a", "b", "c"], *inputs)
+    assert "\n" not in str(error.value) and len(memory) == 12
+    if part < 4:
+        with pytest.raises(ValueError, match=message):
+            memory.predict(*inputs[:4])
+
+
+def test_wrong_order_and_wrong_group_size_are_refused():
+    memory = ExperienceMemory(config())
+    with pytest.raises(ValueError, match="empty"):
+        memory.fit(seed=0)
+    with pytest.raises(ValueError, match="call fit"):
+        memory.predict(*random_groups(1))
+    with pytest.raises(ValueError, match="groups of 4 rollouts, got 5"):
+        fitted().remember(["a"], *random_groups(1, size=5), torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="exclude"):
+        fitted().predict(*random_groups(3), exclude=["a"])
