@@ -343,7 +343,7 @@ def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: in
 
     Args:
         split: "train" or "test".
-        limit: at most so many tasks, drawn with `seed`; None is all of a file, 400 train or 600 test tasks of the world.
+        limit: at most so many tasks, drawn with `seed`; None is all of a file, 600 tasks of the world.
         seed: of the draw. The world's test tasks are the same for every seed.
     Raises:
         FileNotFoundError, ValueError: one line that names the file and the line.
@@ -355,7 +355,7 @@ def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: in
         raise ValueError(f"split: {split!r} is neither 'train' nor 'test'")
     if name_or_path == "world":
         world = small_world(split, seed if split == "train" else 0)
-        return [item.task for item in itertools.islice(world, limit or {"train": 400, "test": 600}[split])]
+        return [item.task for item in itertools.islice(world, limit or 600)]
     path = Path(name_or_path)
     if path.suffix != ".jsonl":
         raise ValueError(f"tasks: {name_or_path!r} is neither 'world' nor the path of a .jsonl file")

@@ -47,13 +47,13 @@ FENCE = re.compile(r"^([ \t]*)```[ \t]*(\w*)[^\n]*\n(.*?)(?:^\1```|\Z)", re.MULT
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def parse_code(code: str) -> ast.Module | None:
-    """The syntax tree of a program, or None where the parser refuses it or it is empty."""
+def parse_code(code: str, limit: float = CODE_LIMIT) -> ast.Module | None:
+    """The syntax tree of a program, or None where it is empty, longer than `limit`, or refused by the parser."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(code[:CODE_LIMIT + 1])
-        return tree if tree.body and len(code) <= CODE_LIMIT else None
+            tree = ast.parse(code if len(code) <= limit else "")
+        return tree if tree.body else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -127,7 +127,7 @@ METHODS = set().union(*map(dir, (*PLAIN, str, float, BaseException, random.Rando
 
 
 def encode(value, opaque=False):
-    """A plain value as JSON. A subclass becomes its plain base, without methods; opaque: another true object, a mark."""
+    """A plain value as JSON. A subclass becomes its plain base, without methods; opaque: other true objects, a mark."""
     kind = next((kind for kind in type(value).__mro__ if kind in (bool, str, float) or kind in PLAIN), None)
     if value is None or kind in (bool, str, float) or kind is int and abs(value) < 1 << 60:
         return value
@@ -257,7 +257,7 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
     asserted = [part for node in of(ast.Assert) for part in (node.test, getattr(node.test, "left", None))]
     functions = defined | set(dir(builtins)) - stored
     words = {node.id for node in loads} | {node.attr for node in of(ast.Attribute)}
-    return names, bool(
+    return names, modules, bool(
         of(ast.ClassDef, ast.Await) or words & {"asyncio", "next", "islice"} or calls_of(stored)
         or any(node.attr not in METHODS and not is_module(node.value) for node in of(ast.Attribute))
         or any(not isinstance(call.func, (ast.Name, ast.Attribute)) for call in of(ast.Call))
@@ -269,8 +269,8 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
 # ---- Code: confinement, and the server that forks --------------------------------------------------------------------
 
 MEMORY = 1 << 30  # bytes a process: far more than short programs need, and one for every core still fits a laptop
-# What a Python program asks of the kernel for its files, memory, threads and time: nothing that makes processes or sends
-# signals, no socket but a pair, no modes or owners of files. The last six only with the arguments that `seccomp` lists.
+# What a Python program asks of the kernel for its files, memory, threads and time: nothing that makes processes, sends
+# signals or changes modes and owners, no socket but a pair. The last six with the arguments only that `seccomp` lists.
 SYSCALLS = {  # machine: (AUDIT_ARCH, ranges of numbers, (clone, kill, tgkill, prlimit64, fcntl, ioctl))
     "x86_64": (0xC000003E, "0-15 17-28 32-40 44-48 53 60 63 73-75 77-89 95-100 102 104 107-108 110-111 115 118 "
                "120-121 124 127-128 130-131 137-138 158 186 201-202 204 217-219 221 228-233 257-258 262-267 269-271 "
@@ -322,8 +322,6 @@ def confine(folder, seconds, keep):
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    for low, high in zip([2, *sorted(keep)], [*sorted(keep), 4096]):
-        os.closerange(low + 1, high)
     os.environ.clear()
     os.chdir(folder)
     random.seed(0)
@@ -333,13 +331,15 @@ def confine(folder, seconds, keep):
         hard = resource.getrlimit(kind)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
-    if sys.platform != "linux":
-        return ["memory", "files", "processes, signals and network"]
-    libc = ctypes.CDLL(None)
-    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, without which an ordinary user may do neither of the following
-    libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root, too, becomes an ordinary user
-    taken = {"files": landlock(libc, folder), "processes, signals and network": seccomp(libc)}
-    return [name for name, done in taken.items() if not done]
+    missing = ["memory", "files", "processes, signals and network"]
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, or an ordinary user may do neither of the following
+        libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root, too, becomes an ordinary user
+        missing = [name for name, done in zip(missing, (True, landlock(libc, folder), seccomp(libc))) if not done]
+    for low, high in zip([2, *sorted(keep)], [*sorted(keep), 4096]):
+        os.closerange(low + 1, high)
+    return missing
 
 
 def spawn(run, folder, seconds, *sockets):
@@ -444,7 +444,7 @@ def verify_code_batch(responses: Sequence[str], tests: Sequence[Sequence[str]], 
     """`verify_code` of every response and its tests, one at a time on each core; equal pairs run once."""
     jobs = [(extract_code(response), "\n".join(lines)) for response, lines in zip(responses, tests, strict=True)]
     for text in {text for _, text in jobs}:
-        if parse_code(text) is None:
+        if parse_code(text, math.inf) is None:
             raise ValueError(f"tests must be Python statements, at least one of them: {text[:80]!r}")
     runs = {job: 0.0 for job in jobs if parse_code(job[0])}
     with ThreadPoolExecutor(os.cpu_count()) as pool:

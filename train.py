@@ -40,7 +40,7 @@ class Config:
         "train on the labelled tasks only), oracle (every task keeps its label)")  # fmt: skip
     label_ratio: float = setting(0.2, "share of the training tasks that keep their label; oracle needs 1 and takes it")
     tasks: str = setting("world", "'world' (built in), or the path of a .jsonl file of tasks")
-    train_tasks: int = setting(400, "at most so many training tasks, drawn with the seed")
+    train_tasks: int = setting(600, "at most so many training tasks, drawn with the seed")
     test_tasks: int = setting(600, "at most so many test tasks")
     model: str = setting("builtin", "the policy: 'builtin' (tiny, knows the small world), a causal LM's name or folder")
     encoder: str = setting("hash", "what embeds queries, thinkings, answers: 'hash' (n-grams), 'policy' (hidden states of "
@@ -69,7 +69,7 @@ class Config:
     neighbors: int = setting(3, "k: memory queries, and memory rollouts, that a new one listens to (the paper: 7, which wants "
                              "more labelled queries of a kind than the small world has)")  # fmt: skip
     threshold: float = setting(0.5, "a predicted probability above it is a reward of 1")
-    refit_every: int = setting(50, "steps between new fits of the reward network on a memory that fresh verified rollouts "
+    refit_every: int = setting(0, "steps between new fits of the reward network on a memory that fresh verified rollouts "
                                "have joined; 0 freezes memory and network after the warm-up, as in the paper")
     groups_per_query: int = setting(2, "newest groups of rollouts that the memory keeps of a query")
     features: str = setting("parsed,mean_logprob,min_logprob", "what the network is told of an answer, out of magnitude, "
@@ -82,7 +82,7 @@ class Config:
     gnn_epochs: int = setting(150, "at most so many epochs, stopped early on a fifth of the labelled queries")
     gnn_patience: int = setting(20, "epochs without improvement before stopping")
     # running
-    eval_every: int = setting(50, "steps between evaluations and checkpoints")
+    eval_every: int = setting(100, "steps between evaluations and checkpoints")
     eval_samples: int = setting(4, "sampled responses per test task, beside the greedy one")
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
     resume: str | None = setting(None, "run folder to go on with; its settings are taken from its config.json")

@@ -1,0 +1,876 @@
+"""The code verifier: right programs pass, wrong and hostile ones earn nothing, do no harm and leave nothing behind."""
+import ast
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+import sandbox as data
+from sandbox import code_key, extract_code, survey, verify_code, verify_code_batch
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's guards are Linux's")
+ADD = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", "assert add(10, 5) == 15"]
+GOOD = "def add(a, b):\n    return a + b\n"
+
+
+def cases(text):
+    """{name: (response, tests)} of a table: after its name, each case has its response, then its tests, else ADD."""
+    table = {}
+    for case in text.split("#: ")[1:]:
+        name, _, body = case.partition("\n")
+        body = body.replace("EQUAL", EQUAL).replace("CHANNEL\n", CHANNEL)
+        response, *tests = re.split(r"^>>> ", body, flags=re.MULTILINE)
+        table[name] = response, [test.replace("\n... ", "\n") for test in tests] or ADD
+    return table
+
+
+CHANNEL = """import os
+def channel():
+    for fd in range(3, 99):
+        try: return os.fstat(fd) and fd
+        except OSError: pass
+"""
+EQUAL = r'''
+class Any:
+    def __eq__(self, other): return True
+    __hash__ = None
+    __ne__ = lambda s, o: False
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __eq__
+    __abs__ = __sub__ = __rsub__ = __round__ = lambda self, *a: self
+    def __bool__(self): return True
+    def __iter__(self): return iter([])
+    def __getattr__(self, name): return lambda *a: True
+'''
+RIGHT = cases(r'''
+#: plain
+def add(a, b):
+    return a + b
+#: fenced, with talk
+Let us add.
+```python
+def add(a, b):
+    return a + b
+```
+Done.
+#: cut off
+```python
+def add(a, b):
+    return a + b
+#: indented block
+1. So:
+   ```python
+   def add(a, b):
+       return a + b
+   ```
+#: prints
+print('hello')
+def add(a, b):
+    print(a, b)
+    return a + b
+#: prints a lot
+def add(a, b):
+    print('x' * 50_000_000)
+    return a + b
+#: recursion
+def fact(n):
+    return 1 if n == 0 else n * fact(n - 1)
+>>> assert fact(25) == 15511210043330985984000000
+#: huge int
+def big():
+    return 10 ** 5000 + 1
+>>> assert big() == 10 ** 5000 + 1
+>>> assert big() % 10 == 1
+#: stdlib
+import math, re, json, heapq
+from functools import lru_cache
+@lru_cache(None)
+def f(n):
+    return math.gcd(n, 12) + len(re.findall('a', 'banana')) + json.loads('1') + heapq.nlargest(1, [1, 2])[0]
+>>> assert f(8) == 10
+#: late import
+def f(x):
+    import statistics, sqlite3, decimal
+    return statistics.mean(x)
+>>> assert f([1, 3]) == 2
+#: several functions
+def half(x): return x / 2
+def f(x): return half(x) + 1
+>>> assert f(3) == 2.5
+>>> assert abs(half(1.0) - 0.5) < 1e-9
+#: class inside
+class P:
+    def __init__(self, x): self.x = x
+def f(x): return P(x).x
+>>> assert f(4) == 4
+#: dataclass
+from dataclasses import dataclass
+@dataclass
+class P:
+    x: int
+def f(x): return P(x).x
+>>> assert f(4) == 4
+#: class tested
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x)
+    def pop(self): return self.items.pop()
+>>> s = Stack()
+... s.push(1)
+... assert s.pop() == 1
+#: operators tested
+class V:
+    def __init__(self, x): self.x = x
+    def __add__(self, o): return V(self.x + o.x)
+    def __eq__(self, o): return self.x == o.x
+>>> assert V(1) + V(2) == V(3)
+#: own exception tested
+class Odd(Exception): pass
+def f(x):
+    if x % 2: raise Odd
+>>> try:
+...     f(1)
+... except Odd:
+...     pass
+... else:
+...     assert False
+#: builtin exception
+def f(x):
+    if x < 0: raise ValueError('negative')
+    return x
+>>> try:
+...     f(-1)
+...     assert False
+... except ValueError as e:
+...     assert str(e) == 'negative'
+>>> assert f(1) == 1
+#: closure
+def adder(n):
+    return lambda x: x + n
+>>> assert adder(2)(3) == 5
+#: function given
+def apply(f, x): return f(x)
+>>> assert apply(lambda x: 2 * x, 3) == 6
+>>> assert apply(len, 'ab') == 2
+#: generator
+def count(n):
+    yield from range(n)
+>>> assert list(count(3)) == [0, 1, 2]
+>>> assert sum(count(4)) == 6
+#: endless generator
+def naturals():
+    n = 0
+    while True:
+        yield n
+        n += 1
+>>> g = naturals()
+... assert next(g) == 0 and next(g) == 1
+#: dict views
+def keys(d): return d.keys()
+>>> assert sorted(keys({'b': 1, 'a': 2})) == ['a', 'b']
+#: changes its argument
+def f(a): a.sort()
+>>> a = [3, 1, 2]
+... f(a)
+... assert a == [1, 2, 3]
+>>> b = [2, 1]
+... assert f(b) is None and b == [1, 2]
+#: changes a dict
+def f(d, key): d[key] = {1}
+>>> d = {}
+... f(d, key='k')
+... assert d == {'k': {1}}
+#: exact types
+def f(): return (1, True, 1.0, None, 'a', b'b', {2}, frozenset([3]), {4: (5,)}, 1j, [float('inf')])
+>>> assert repr(f()) == repr((1, True, 1.0, None, 'a', b'b', {2}, frozenset([3]), {4: (5,)}, 1j, [float('inf')]))
+>>> assert f()[1] is True and type(f()[2]) is float
+#: standard types
+from collections import *
+from fractions import Fraction
+from decimal import Decimal
+import datetime
+def f(): return [Counter('aab'), OrderedDict(a=1), deque([1]), defaultdict(int, a=2), Fraction(1, 3),
+                 Decimal('0.10'), datetime.date(2020, 2, 29), datetime.timedelta(1), range(3)]
+>>> from collections import *
+... from fractions import Fraction
+... from decimal import Decimal
+... import datetime
+... assert f() == [Counter('aab'), OrderedDict(a=1), deque([1]), dict(a=2), Fraction(1, 3),
+...                Decimal('0.1'), datetime.date(2020, 2, 29), datetime.timedelta(days=1), range(3)]
+#: namedtuple
+from collections import namedtuple
+P = namedtuple('P', 'x y')
+def f(): return P(1, 2)
+>>> assert f() == (1, 2)
+#: nan
+def f(): return float('nan')
+>>> x = f()
+... assert x != x
+#: surrogates
+def f(): return '\ud800'
+>>> assert f() == '\ud800'
+#: re.Match is true
+import re
+def f(s): return re.match('a', s)
+>>> assert f('ab')
+>>> assert not f('ba')
+>>> assert f('a') is not None
+#: check(candidate)
+def add(a, b):
+    return a + b
+>>> def check(candidate):
+...     for i in range(50):
+...         assert candidate(i, 1) == i + 1
+... check(add)
+#: helper in tests
+def add(a, b):
+    return a + b
+>>> import math
+... def close(a, b):
+...     return math.isclose(a, b, rel_tol=1e-9)
+... assert close(add(0.1, 0.2), 0.3)
+#: module never imported
+def add(a, b):
+    return a + b
+>>> assert math.isclose(add(0.1, 0.2), 0.3)
+#: set of a result
+def f(x): return x
+>>> assert set(f([1, 1, 2])) == set([1, 2])
+#: name of a builtin
+def sum(a, b): return a + b
+>>> assert sum(2, 3) == 5
+#: capital name
+def Extract(x): return [y[0] for y in x]
+>>> assert Extract([[1, 2], [3]]) == [1, 3]
+#: constant
+LIMIT = 7
+def f(): return LIMIT
+>>> assert f() == LIMIT
+#: threads
+from concurrent.futures import ThreadPoolExecutor
+def f(x):
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(abs, x))
+>>> assert f([-1, 2]) == [1, 2]
+#: asyncio inside
+import asyncio
+async def g(): return 3
+def f(): return asyncio.run(g())
+>>> assert f() == 3
+#: own files
+def f(s):
+    with open('a.txt', 'w') as file: file.write(s)
+    return open('a.txt').read()
+>>> assert f('hi') == 'hi'
+#: main guard
+def add(a, b):
+    return a + b
+if __name__ == '__main__':
+    raise SystemExit
+#: deep
+def f(n):
+    x = []
+    for _ in range(n): x = [x]
+    return x
+>>> assert f(100) != [] and len(f(100)) == 1
+#: seeded
+import random
+def f(): return random.random()
+>>> assert f() == 0.8444218515250481
+#: signals itself
+import signal
+def f(): return [signal.signal(signal.SIGUSR1, lambda *_: None), signal.raise_signal(signal.SIGUSR1)][1]
+>>> assert f() is None
+#: two rounds of state
+n = 0
+def tick():
+    global n
+    n += 1
+    return n
+>>> assert tick() == 1
+>>> assert tick() == 2
+''')
+WRONG = cases(r'''
+#: off by one
+def add(a, b): return a + b + 1
+#: last test fails
+def add(a, b): return {2: 5, -1: 0}.get(a)
+#: none
+def add(a, b): pass
+#: other name
+def plus(a, b): return a + b
+#: no code
+I cannot do this.
+#: empty
+#: syntax
+def add(a, b) return a + b
+#: raises
+def add(a, b): raise ValueError
+#: talk in the block
+```python
+Sure! Here it is:
+def add(a, b):
+    return a + b
+```
+#: type
+def f(): return (1, 2)
+>>> assert f() == [1, 2]
+#: bool for int
+def f(): return 1
+>>> assert f() is True
+#: generator for a list
+def f():
+    yield 1
+>>> assert f() == [1]
+#: changes its argument
+def f(a):
+    a.sort()
+    return a
+>>> a = [2, 1]
+... assert f(a) == [1, 2]
+... assert a == [2, 1]
+#: wrong exception
+def f(x): raise KeyError(x)
+>>> try:
+...     f(1)
+... except ValueError:
+...     pass
+#: an object for True
+def f(): return object()
+>>> assert f() is True
+#: no exception
+def f(x): return x
+>>> try:
+...     f(-1)
+... except ValueError:
+...     pass
+... else:
+...     raise AssertionError
+#: class
+class Stack:
+    def push(self, x): pass
+    def pop(self): return 2
+>>> s = Stack()
+... s.push(1)
+... assert s.pop() == 1
+#: last block counts
+```python
+def add(a, b):
+    return a + b
+```
+```python
+def add(a, b): return 0
+```
+#: deeper than any answer
+def f():
+    x = []
+    for _ in range(10**5): x = [x]
+    return x
+>>> assert f()
+#: endless recursion
+def add(a, b): return add(a, b)
+#: reads stdin
+def add(a, b): return int(input())
+''')
+HOSTILE = cases(r'''
+#: loop
+while True: pass
+#: loop in the call
+def add(a, b):
+    while True: pass
+#: sleep
+import time
+time.sleep(60)
+def add(a, b):
+    return a + b
+#: loop in C
+def add(a, b): return 9 ** 9 ** 9
+#: ignores alarms
+import signal
+for s in range(1, 30):
+    try: signal.signal(s, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+def add(a, b):
+    while True: pass
+#: memory
+x = [0] * 10**10
+def add(a, b):
+    return a + b
+#: memory in steps
+def add(a, b):
+    x = []
+    while True: x.append(bytearray(10**7))
+#: output
+import os
+def add(a, b):
+    while True: os.write(1, b'x' * 10**6)
+#: huge result
+def add(a, b): return 'x' * (1 << 25)
+#: exit 0
+import sys
+sys.exit(0)
+#: exit 0 in the call
+import sys
+def add(a, b): sys.exit(0)
+#: os._exit
+import os
+os._exit(0)
+#: os._exit in the call
+import os
+def add(a, b): os._exit(0)
+#: SystemExit
+raise SystemExit
+#: ends where an exception is wanted
+import os
+def f(x): os._exit(0)
+>>> try:
+...     f(1)
+... except Exception:
+...     pass
+... else:
+...     assert False
+#: lacks the function where an exception is wanted
+x = 1
+>>> try:
+...     f(1)
+... except Exception:
+...     pass
+#: KeyboardInterrupt
+def add(a, b): raise KeyboardInterrupt
+#: StopIteration
+def f(x): raise StopIteration
+>>> assert all(map(lambda x: f(x) == x, [1, 2]))
+#: GeneratorExit
+def add(a, b): raise GeneratorExit
+#: kills itself
+import os
+os.kill(os.getpid(), 9)
+#: says it passed
+print('1')
+print('All tests passed')
+print('OK')
+def add(a, b): return '1'
+#: equal to all
+EQUAL
+def add(a, b): return Any()
+#: equal to all, an int
+class I(int):
+    __eq__ = lambda s, o: True
+def add(a, b): return I(7)
+#: close to all
+EQUAL
+def f(x): return Any()
+>>> assert abs(f(1) - 2.5) < 1e-6
+#: in all
+EQUAL
+def f(x): return Any()
+>>> assert 3 in f(1)
+#: starts with all
+EQUAL
+def f(x): return Any()
+>>> assert f(1).startswith('a')
+#: str equal to all
+class S(str):
+    __eq__ = lambda s, o: True
+    startswith = lambda s, o: True
+def f(): return S('x')
+>>> assert f().startswith('a')
+#: list equal to all
+class L(list):
+    __eq__ = lambda s, o: True
+    __iter__ = lambda s: iter([1])
+def f(): return [L()]
+>>> assert f() == [[2]]
+#: capital and equal to all
+EQUAL
+class Add(Any):
+    def __init__(self, *a): pass
+>>> assert Add(2, 3) == 5
+#: builtins
+import builtins
+builtins.all = builtins.any = builtins.set = builtins.abs = lambda *a, **k: True
+builtins.AssertionError = type('E', (), {})
+builtins.__import__ = lambda *a, **k: None
+def f(x): return 0
+>>> assert abs(f(1) - 2.5) < 1e-6
+>>> assert set(f(1)) == {1}
+>>> assert all(f(x) == x for x in [1, 2])
+#: own abs
+def abs(x): return 0
+def f(x): return 0
+>>> assert abs(f(1) - 2.5) < 1e-6
+#: math.isclose
+import math
+math.isclose = lambda *a, **k: True
+def f(x): return 0
+>>> import math
+... assert math.isclose(f(1), 2.5)
+#: frames
+import sys
+def add(a, b):
+    frame = sys._getframe()
+    while frame.f_back:
+        frame = frame.f_back
+        for v in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if 'assert' in str(v): return 5
+    return 0
+>>> assert add(2, 3) == 5
+#: gc
+import gc
+def add(a, b):
+    for o in gc.get_objects():
+        if isinstance(o, (list, dict, tuple)) and ''.join(['ass', 'ert add(2']) in repr(o)[:10**5]: return 5
+    return 0
+>>> assert add(2, 3) == 5
+#: trace
+import sys
+def t(frame, event, arg):
+    frame.f_locals.clear()
+    return t
+sys.settrace(t)
+def add(a, b): return 0
+#: atexit
+import atexit, os
+atexit.register(os._exit, 0)
+def add(a, b): raise SystemExit(0)
+#: excepthook
+import sys, os
+sys.excepthook = lambda *a: os._exit(0)
+def add(a, b): return 0
+#: verdicts everywhere
+import os
+for fd in range(64):
+    for message in (b'1', b'1\n', b'[5, null, ["list", []]]\n', b'[null, null, ["list", []]]\n' * 20):
+        try: os.write(fd, message)
+        except OSError: pass
+def add(a, b): return 0
+#: answers before it is asked
+CHANNEL
+os.write(channel(), b'[["list", []], null, ["list", []]]\n' + b'[5, null, ["list", []]]\n' * 9)
+def add(a, b): return 0
+#: builtins for exceptions
+CHANNEL
+import json
+code = """import sys
+frame = sys._getframe()
+while frame:
+    if "verdict" in frame.f_locals: frame.f_locals["verdict"].send(b"1")
+    frame = frame.f_back"""
+def add(a, b):
+    os.write(channel(), json.dumps([["list", [code]], ["list", ["exec"]], ["list", []]]).encode() + b"\n")
+#: nonsense on the channel
+CHANNEL
+def f(x):
+    os.write(channel(), b'[' * 10**5 + b'\n')
+    raise ValueError
+>>> try:
+...     f(1)
+... except RecursionError:
+...     pass
+#: encoder
+import sys
+d = sys.modules.get('__main__')
+d.encode = lambda *a, **k: ['object', []]
+def add(a, b): return 0
+#: stdin
+import sys
+def add(a, b): return 5 if 'assert' in sys.stdin.read() else 0
+>>> assert add(2, 3) == 5
+#: closes all
+import os
+os.closerange(0, 64)
+def add(a, b):
+    return a + b
+#: class: exit
+import os
+class Stack:
+    def push(self, x): os._exit(0)
+>>> s = Stack()
+... s.push(1)
+... assert s.pop() == 1
+#: class: answers before it is asked
+CHANNEL
+os.write(channel(), b'[["list", []], null, ["list", []]]\n' + b'[true, null, ["list", []]]\n' * 9)
+class Stack: pass
+>>> s = Stack()
+... s.push(1)
+... assert s.pop() == 1
+#: class: printed
+print('1')
+class Stack:
+    def push(self, x): raise SystemExit(0)
+>>> s = Stack()
+... s.push(1)
+... assert s.pop() == 1
+''')
+
+
+@pytest.mark.parametrize("response, tests", RIGHT.values(), ids=RIGHT)
+def test_right_programs_pass(response, tests):
+    assert verify_code(response, tests) == 1.0
+
+
+@pytest.mark.parametrize("response, tests", [*WRONG.values(), *HOSTILE.values()], ids=[*WRONG, *HOSTILE])
+def test_wrong_and_hostile_programs_earn_nothing(response, tests):
+    start = time.monotonic()
+    assert verify_code(response, tests, timeout=0.5) == 0.0
+    assert time.monotonic() - start < 9
+
+
+SNEAK = """
+import ctypes, os, sys
+def act():
+{}
+def f():
+    try:
+        act()
+        return "done"
+    except BaseException:
+        return "refused"
+"""
+GUARDED = {  # what the kernel refuses: the solution says whether it could do it
+    "reads a file": "    open({file!r}).read()",
+    "writes a file": "    open({file!r}, 'w').write('x')",
+    "deletes a file": "    os.remove({file!r})",
+    "renames a file": "    os.rename({file!r}, 'mine')",
+    "cuts a file short": "    os.truncate({file!r}, 0)",
+    "makes a file unreadable": "    os.chmod({file!r}, 0)",
+    "dates a file": "    os.utime({file!r}, (0, 0))",
+    "links a file": "    os.link({file!r}, 'mine')",
+    "lists a folder": "    os.listdir({folder!r})",
+    "writes beside": "    open({folder!r} + '/new', 'w')",
+    "writes into Python": "    open(os.path.join(os.path.dirname(os.__file__), 'zzz.py'), 'w')",
+    "lists the home": "    os.listdir(os.path.expanduser('~root'))",
+    "reads the parent's environment": "    open('/proc/{pid}/environ').read()",
+    "reads its parent's memory": "    open(f'/proc/{{os.getppid()}}/mem', 'rb')",
+    "forks": "    if os.fork() == 0: os._exit(0)",
+    "starts a program": "    import subprocess; subprocess.run(['true'], check=True)",
+    "becomes a program": "    os.execv(sys.executable, [sys.executable, '-c', ''])",
+    "leaves its session": "    os.setsid() if os.getpid() != os.getsid(0) else os.fork()",
+    "signals the parent": "    os.kill(os.getppid(), 0)",
+    "signals all": "    os.kill(-1, 0)",
+    "signals by a descriptor": "    import fcntl; fcntl.fcntl(3, fcntl.F_SETOWN, {pid})",
+    "opens a socket": "    import socket; socket.create_connection(('127.0.0.1', {port}), timeout=1)",
+    "opens a local socket": "    import socket; socket.socket(socket.AF_UNIX)",
+    "limits the parent": "    import resource; resource.prlimit({pid}, resource.RLIMIT_NOFILE)",
+    "renices the parent": "    os.setpriority(os.PRIO_PROCESS, {pid}, 19)",
+    "traces": "    assert ctypes.CDLL(None).ptrace(16, {pid}, 0, 0) == 0",
+    "leaves memory behind": "    assert ctypes.CDLL(None).shmget(4242, 4096, 0o1600) >= 0",
+    "makes a namespace": "    assert ctypes.CDLL(None).unshare(0x10000000) == 0",
+    "becomes root": "    os.setuid(0)",
+    "lifts its limits": "    import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
+    "reads what its mode forbids": "    os.close(os.open('x', os.O_CREAT, 0)); open('x')",
+    "takes much memory": "    bytearray(2 << 30)",
+    "writes a long file": "    open('long', 'wb').write(bytes(1 << 25))",
+}
+
+
+@linux
+@pytest.mark.parametrize("act", GUARDED.values(), ids=GUARDED)
+def test_the_kernel_refuses(act, tmp_path):
+    file = tmp_path / "precious"
+    file.write_text("precious")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        names = dict(file=str(file), folder=str(tmp_path), pid=os.getpid(), port=listener.getsockname()[1])
+        assert verify_code(SNEAK.format(act.format(**names)), ["assert f() == 'refused'"]) == 1.0
+    assert file.read_text() == "precious" and list(tmp_path.iterdir()) == [file] and file.stat().st_mtime > 1
+
+
+LOOK = """
+import os, sys
+files = os.listdir()
+open("x", "w")
+def opened(fd):
+    try: return os.fstat(fd) is not None
+    except OSError: return False
+def look(): return dict(os.environ), files, sys.path, sum(map(opened, range(3, 999)))
+"""
+
+
+def test_the_solution_starts_from_nothing(monkeypatch):
+    monkeypatch.setenv("TOKEN", "secret")
+    data.forget_server()  # the next one starts from an environment with the token
+    folders = set(Path(tempfile.gettempdir()).iterdir())
+    project = str(Path(data.__file__).parent)
+    tests = [f"env, files, path, fds = look()\nassert (env, files, {project!r} in path, fds) == ({{}}, [], False, 1)"]
+    assert verify_code(LOOK, tests) == 1.0
+    assert set(Path(tempfile.gettempdir()).iterdir()) <= folders
+    assert os.getsid(data._server[0].pid) == data._server[0].pid  # where Control-C in a terminal does not reach it
+    if sys.platform == "linux":
+        assert b"TOKEN" not in Path(f"/proc/{data._server[0].pid}/environ").read_bytes()
+
+
+DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+"""
+BOMB = "import os\nfor _ in range(7): os.fork()\n"
+PROGRAM = "import subprocess\nsubprocess.Popen(['sleep', '60'])\n"
+
+
+@linux
+@pytest.mark.parametrize("program", [DAEMON, BOMB, PROGRAM], ids=["daemon", "bomb", "program"])
+@pytest.mark.parametrize("filtered", [True, False], ids=["kernel", "supervisor alone"])
+def test_nothing_outlives_the_call(program, filtered, tmp_path, monkeypatch):
+    """Also where the kernel takes no filter: then processes may start, and the supervisor ends them."""
+    source = Path(data.__file__).read_text()
+    path = tmp_path / "data.py"
+    unfiltered = source.replace("def seccomp(libc):", "def seccomp(libc):\n    return False")
+    path.write_text(source if filtered else unfiltered)
+    monkeypatch.setattr(data, "__file__", str(path))
+    data.forget_server()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert verify_code("def f(): pass", ["assert f() is None"]) == 1.0
+    before = set(os.listdir("/proc"))
+    assert verify_code(program + GOOD, ADD, timeout=1.0) == 0.0 or not filtered
+    time.sleep(0.2)
+    for name in filter(str.isdigit, set(os.listdir("/proc")) - before):
+        with contextlib.suppress(OSError):
+            line = Path("/proc", name, "cmdline").read_bytes()
+            assert str(path).encode() not in line and b"sleep" not in line
+    data.forget_server()
+
+
+@linux
+def test_the_server_ends_with_its_process():
+    code = "import sandbox as data; data.server(); print(data._server[0].pid)"
+    folder = Path(data.__file__).parent
+    pid = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True).stdout.strip()
+    time.sleep(0.2)
+    assert pid and not os.path.exists(f"/proc/{pid}/exe")
+
+
+def test_batch_keeps_the_order_and_runs_equal_pairs_once(monkeypatch):
+    runs = []
+    monkeypatch.setattr(data, "run_code", lambda *job: float(not runs.append(job) and "+" in job[0]))
+    responses = [GOOD, f"```python\n{GOOD}```", "nothing at all", GOOD.replace("+", "-"), GOOD]
+    assert verify_code_batch(responses, [ADD] * 5) == [1.0, 1.0, 0.0, 0.0, 1.0] and len(runs) == 2
+    assert verify_code_batch([], []) == []
+
+
+@pytest.mark.parametrize("tests", [[], ["# none"], ["assert ("]])
+def test_tests_that_are_none_are_an_error(tests):
+    with pytest.raises(ValueError, match="tests must be"):
+        verify_code(GOOD, tests)
+
+
+def test_a_server_that_died_is_replaced_and_a_fork_starts_its_own():
+    assert verify_code(GOOD, ADD) == 1.0
+    process = data._server[0]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert verify_code(GOOD, ADD) == 1.0 and data._server[0] is not process
+    child = os.fork()
+    if child == 0:
+        os._exit(int(data._server is None and verify_code(GOOD, ADD) == 1.0))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert verify_code(GOOD, ADD) == 1.0
+
+
+def test_interrupted_batch_leaves_no_stale_results():
+    slow = "import time\ntime.sleep(0.5)\ndef add(a, b): return 0\n"
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        verify_code_batch([slow + f"# {i}" for i in range(6)], [ADD] * 6)
+    assert verify_code_batch([GOOD, "x = 1", GOOD], [ADD, ADD, ["assert add(1, 1) == 3"]]) == [1.0, 0.0, 0.0]
+
+
+def test_what_is_missing_is_said_once(monkeypatch):
+    monkeypatch.setattr(data, "__file__", str(Path(data.__file__)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        data.forget_server()
+        verify_code(GOOD, ADD)
+        verify_code(GOOD, ADD)
+    said = [warning for warning in said if "confine" in str(warning.message)]
+    assert len(said) == (0 if sys.platform == "linux" else 1)
+
+
+CALLS = ["assert f(1) == 2", "assert abs(f(1.5) - 2) < 1e-6", "assert set(f([1])) == {1}", "assert not f([1])",
+         "def check(c):\n    assert c(1) == 2\ncheck(f)", "assert f(sorted([2, 1], key=lambda x: -x)) == 1",
+         "assert f('a').upper() == 'B'", "x = f(1)\nassert x.count(1) == 2", "import os\nassert f(os.sep) == 1",
+         "assert Sort([2, 1]) == [1, 2]", "for x in [1]:\n    assert f(x) == x", "assert math.isclose(f(1), math.pi)",
+         "try:\n    f(1)\nexcept ValueError as e:\n    str(e)", "str = 'a'\nassert f(str) == 1"]
+OBJECTS = ["assert f(1)(2) == 3", "g = f(1)\nassert g(2) == 3", "assert f(len, 'a') == 1", "assert f(lambda: 1) == 1",
+           "assert isinstance(f(1), F)", "assert f(1).area == 2", "class A: pass\nassert f(A()) == 1",
+           "assert Box(1) == Box(1)", "q = Queue()\nq.append(1)", "assert len(Stack()) == 0", "assert next(f()) == 1",
+           "try:\n    f(1)\nexcept MyError:\n    pass", "import asyncio\nassert asyncio.run(f(1)) == 2"]
+
+
+@pytest.mark.parametrize("tests, beside", [*((tests, False) for tests in CALLS), *((tests, True) for tests in OBJECTS)])
+def test_the_tests_choose_the_way(tests, beside):
+    assert survey(ast.parse(tests))[2] is beside
+
+
+@pytest.mark.parametrize("response, code", [
+    ("```python\na\n```\n```python\nb\n```", "b\n"), ("```python\na\n```\n```\nb\n```", "a\n"),
+    ("```\na\n```\n```bash\nb\n```", "a\n"), ("  ```py\n  if a:\n      b\n  ```", "if a:\n    b\n"),
+    ("```python\r\na = 1\r\n```", "a = 1\r\n"), ("```bash\nls\n```", ""), ("```PY\na", "a"), ("x = 1", "x = 1"),
+    ("```python\n```", ""), ("def f(:", ""), ("~", ""), ("\0", ""), ("", "")])
+def test_extract_code(response, code):
+    assert extract_code(response) == code
+
+
+SAME = """def f(x, y):
+    total = 0
+    for i in range(x):
+        total += i * y
+    return [j for j in range(total)]
+"""
+RENAMED = """def f(n, k):
+    '''Sum.'''
+    # add
+    s = 0
+    for a in range(n):
+        s += a * k
+    return [q for q in range(s)]
+"""
+
+
+@pytest.mark.parametrize("other, same", [
+    (RENAMED, True), (f"```python\n{SAME}```", True), (SAME.replace("def f", "def g"), False),
+    (SAME.replace("x, y", "y, x"), False), (SAME.replace("range(x)", "range(y)"), False),
+    (SAME.replace("0", "1"), False), (SAME.replace("i * y", "y * i"), False),
+    (SAME.replace("range(total)", "sorted(total)"), False), ("total = 1\n" + SAME, False)])
+def test_code_key(other, same):
+    assert (code_key(SAME) == code_key(other)) is same
+
+
+@pytest.mark.parametrize("left, right", [
+    ("def f(a): return g(a)", "def f(a): return h(a)"),
+    ("def f(sum): return sum\ndef g(x): return sum(x)", "def f(max): return max\ndef g(x): return max(x)"),
+    ("def f(x, y): return x\nf(x=1, y=2)", "def f(y, x): return y\nf(x=1, y=2)"),
+    ("y = 1\ndef f(x): return y", "y = 1\ndef f(x): return x"), ("class A:\n    x = 1", "class A:\n    y = 1"),
+    ("def f(x): return x.a", "def f(x): return x.b"), ("import a\ndef f(): return a", "import b\ndef f(): return b"),
+    ("def f(s): return 's'", "def f(s): return 't'")])
+def test_code_key_tells_apart(left, right):
+    assert code_key(left) != code_key(right)
+
+
+NASTY = ["(" * 10**5, "-" * 10**5 + "1", "1" + "+1" * 40_000, "x" + ".a" * 10**5, "[" * 150 + "]" * 150, "\0", "\ud800",
+         "lambda: " * 10_000 + "1", "```" * 10**5, "```\n" * 10**5, " " * 300_000, "```python\n" + "\t" * 10**5,
+         "é" * 10**5, "if x:\n" * 99, "f'{" * 10_000, "a = 1\n" * 50_000, "not " * 50_000 + "x", "9" * 10_000,
+         "'\\N{x}'", "x = 1\x0c", "# -*- coding: nonsense -*-\nx = 1", "def f():\n" * 500]
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_no_text_raises_or_takes_long(text):
+    start = time.monotonic()
+    assert code_key(text) is None or isinstance(code_key(text), str)
+    assert verify_code(text, ADD, timeout=1.0) == 0.0
+    assert time.monotonic() - start < 5
