@@ -1,4 +1,4 @@
-"""The reward network: cosine nearest neighbours, a graph convolution, message passing between rollouts, and its training.
+"""The reward network: cosine nearest neighbours, graph convolution, messages between rollouts, training, metrics.
 
 Knows tensors only; memreward.py decides what is remembered. Three node types (a query, and for each of its G rollouts a
 thinking and an answer) and five relations with one weight each: structural edges query-thinking and thinking-answer
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Groups(NamedTuple):
-    """B queries with G rollouts each, as embeddings of width d and f numbers that describe an answer."""
+    """B queries with G rollouts each, as embeddings of width d and f >= 1 numbers that describe an answer."""
 
     queries: Tensor  # (B, d)
     thinkings: Tensor  # (B, G, d)
@@ -32,7 +32,7 @@ class Groups(NamedTuple):
 
 
 def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The min(k, M) rows of `memory` (..., M, d) with the highest cosine to each row of `queries` (..., N, d), best first.
+    """The min(k, M) rows of `memory` (..., M, d) closest in angle to each row of `queries` (..., N, d), best first.
 
     Returns indices and cosines, both (..., N, min(k, M)). Cosines that agree to 1e-6 are a tie, which goes to the lower
     index. `exclude` (..., N, M) marks pairs that must not meet: where they leave fewer than k rows, the surplus columns
@@ -53,7 +53,7 @@ def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) 
 
 
 def group_edges(groups: int, group_size: int, device=None) -> tuple[Tensor, Tensor]:
-    """Structural edges, both directions: query-thinking over [queries, thinkings], thinking-answer over [thinkings, answers].
+    """Structural edges, both ways: query-thinking over [queries, thinkings], thinking-answer over [thinkings, answers].
 
     >>> [edges.tolist() for edges in group_edges(groups=1, group_size=2)]
     [[[0, 0, 1, 2], [1, 2, 0, 0]], [[0, 1, 2, 3], [2, 3, 0, 1]]]
@@ -64,7 +64,8 @@ def group_edges(groups: int, group_size: int, device=None) -> tuple[Tensor, Tens
     return tuple(torch.cat([edges, edges.flip(0)], dim=1) for edges in (query_thinking, thinking_answer))
 
 
-def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+def similarity_edges(receivers: Groups, memory: Groups, k: int,
+                     exclude: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
     """The one graph of training and prediction: (senders, cosines) of queries (B, k), thinkings and answers (B, G, k).
 
     A query hears from the k nearest memory queries; a thinking (an answer) from the k most similar thinkings (answers)
@@ -83,7 +84,7 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
 
 
 def receive_messages(messages: Tensor, senders: Tensor, cosines: Tensor) -> Tensor:
-    """(1/degree) sum_j max(cos_ij, 0) message_j over each receiver's edges (..., k), as (n, hidden): what is unlike it says nothing."""
+    """(1/degree) sum_j max(cos_ij, 0) message_j over each receiver's edges (..., k): what is unlike it says nothing."""
     weights = (cosines.clamp(min=0) / cosines.isfinite().sum(-1, keepdim=True).clamp(min=1)).flatten(0, -2)
     return F.embedding_bag(senders.flatten(0, -2), messages.flatten(0, -2), per_sample_weights=weights, mode="sum")
 
@@ -96,7 +97,7 @@ class GCNLayer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """x (n, in_dim); edge_index (2, e) source and target, an undirected edge in both directions; -> (n, out_dim)."""
+        """x (n, in_dim), edge_index (2, e) of sources and targets, an undirected edge both ways -> (n, out_dim)."""
         source, target = edge_index
         scale = (1 + torch.bincount(target, minlength=len(x))).rsqrt()[:, None]
         h = scale * x
@@ -104,7 +105,7 @@ class GCNLayer(nn.Module):
 
 
 class RewardGNN(nn.Module):
-    """Judges rollouts: a heterogeneous GCN over groups, and sigma(q . r / sqrt(width) + b) (MemReward, arXiv 2603.19310).
+    """Judges rollouts: a heterogeneous GCN, then sigma(q . r / sqrt(width) + b) (MemReward, arXiv 2603.19310).
 
     `send` runs on groups with known rewards, `receive` on the groups to be judged; both share every weight.
     """
@@ -134,8 +135,8 @@ class RewardGNN(nn.Module):
         return (groups.features - self.feature_mean) / self.feature_std  # (B, G, f)
 
     def embed(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
-        """Input states of all nodes [queries, thinkings, answers], (B + 2*B*G, d+f+1): an embedding, an answer's features,
-        and the known reward as -1 or 1; zeros for what a node does not have, and a receiver never has a reward."""
+        """Input states of all nodes [queries, thinkings, answers], (B + 2*B*G, d+f+1): an embedding, the features of an
+        answer, the known reward as -1 or 1; zeros for what a node does not have. A receiver never has a reward."""
         features = self.standardised(groups)
         known = torch.zeros_like(features[..., :1]) if rewards is None else 2 * rewards[..., None] - 1  # (B, G, 1)
         loud = groups.queries.shape[-1]**0.5  # a column or two beside d others would hardly be heard at first
@@ -153,7 +154,7 @@ class RewardGNN(nn.Module):
         return F.relu(torch.cat([query, thinking + thinking_too, answer]) + similar)
 
     def send(self, groups: Groups, rewards: Tensor) -> list[list[Tensor]]:
-        """What groups with known rewards (B, G) tell others: for each layer the messages W h of their queries (B, hidden),
+        """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B, hidden),
         thinkings and answers (B, G, hidden). No similarity edge comes in, so they depend on nobody else."""
         x, messages = self.embed(groups, rewards), []
         for layer, relations in enumerate(self.similarity):
@@ -186,17 +187,18 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
         seed: int = 0) -> list[dict]:
     """Train on the memory's own rewards (M, G), leave-one-out: a group never hears from a group with the same id (M,).
 
-    Every group sends; the loss is the binary cross-entropy of all but a fraction `validation` of the ids. Training stops
-    after `patience` epochs without a lower loss on those, and the best epoch's weights are restored; with fewer than five
-    ids nothing can be held back and it lasts `patience` epochs. Returns one dict an epoch: epoch, train_loss, val_loss,
-    val_auc (nan without validation), best (True for the epoch kept). The global random state is left as it was.
+    Every group sends; the loss is the binary cross-entropy of all but a fraction `validation` of the ids. Training
+    stops after `patience` epochs without a lower loss on those, and the best epoch's weights are restored; with fewer
+    than five ids nothing can be held back and it lasts `patience` epochs. Returns one dict an epoch: epoch, train_loss,
+    val_loss, val_auc (nan without validation), best (True for the epoch kept). The global random state stays as it was.
     """
     model.train().standardise_by(memory.features)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     edges = similarity_edges(memory, memory, neighbors, exclude=ids[:, None] == ids)
 
     def judge(part: Tensor, messages: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        logits = model.receive(memory.rows(part), messages, [(senders[part], cosines[part]) for senders, cosines in edges])
+        kept = [(senders[part], cosines[part]) for senders, cosines in edges]
+        logits = model.receive(memory.rows(part), messages, kept)
         return logits, F.binary_cross_entropy_with_logits(logits, rewards[part])
 
     history, best, weights = [], {"epoch": 0, "val_loss": math.inf}, None
@@ -205,7 +207,8 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
         for epoch in range(epochs if held_out.any() else patience):
             messages = model.send(memory, rewards)  # serves both parts: both losses are those before the step
             _, loss = judge(train, messages)
-            history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan, "best": False})
+            history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan,
+                            "best": False})
             if held_out.any():
                 model.eval()
                 with torch.no_grad():
@@ -214,7 +217,7 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
                 auc = metrics(logits.sigmoid().flatten(), rewards[held_out].flatten())["auc"]
                 history[-1].update(val_loss=val_loss.item(), val_auc=auc)
                 if val_loss < best["val_loss"]:
-                    best, weights = history[-1], copy.deepcopy(model.state_dict())  # a mere reference would go on training
+                    best, weights = history[-1], copy.deepcopy(model.state_dict())  # no alias: it trains on
                 elif epoch - best["epoch"] >= patience:
                     break
             optimizer.zero_grad()
@@ -230,7 +233,7 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
 
 
 def split_ids(ids: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Random masks (M,) for training and validation; all groups of an id fall together, fewer than five ids all train."""
+    """Random masks (M,) for training and validation; an id's groups fall together, fewer than five ids all train."""
     unique = ids.unique()
     count = max(1, round(fraction * len(unique))) if len(unique) >= 5 else 0
     held_out = torch.isin(ids, unique[torch.randperm(len(unique))[:count].to(ids.device)])

@@ -48,7 +48,7 @@ class ExperienceMemory:
         if self.groups is None:
             self.groups, self.rewards = new.rows(slice(0)), rewards[:0]
         elif new.thinkings.shape[1] != self.rewards.shape[1]:
-            raise ValueError(f"this memory holds groups of {self.rewards.shape[1]} rollouts, got {new.thinkings.shape[1]}")
+            raise ValueError(f"this memory holds groups of {self.rewards.shape[1]} rollouts, got {thinkings.shape[1]}")
         count, ids = len(self), self.ids + list(ids)
         kept = torch.tensor(newest(ids, self.config.groups_per_query), dtype=torch.long)
         old_rows, new_rows = kept[kept < count], kept[kept >= count] - count
@@ -61,14 +61,15 @@ class ExperienceMemory:
         self.groups, self.rewards = Groups(*map(append, self.groups, new)), append(self.rewards, rewards)
 
     def fit(self, seed: int) -> list[dict]:
-        """Train a new network on the whole memory (gnn.fit, whose history is returned) and cache what the memory sends."""
+        """Train a new network on the whole memory, cache what the memory sends, and return the history of gnn.fit."""
         if not len(self):
             raise ValueError("the memory is empty: remember labelled rollouts before fit")
         config = self.config
         with seeded(seed, self.rewards.device):
             self.model = self._network()
-        history = fit(self.model, self.groups, self.rewards, self._numbers(self.ids), config.neighbors, config.gnn_epochs,
-                      config.gnn_patience, config.gnn_learning_rate, config.gnn_weight_decay, seed=seed)
+        history = fit(self.model, self.groups, self.rewards, self._numbers(self.ids), config.neighbors,
+                      config.gnn_epochs, config.gnn_patience, config.gnn_learning_rate, config.gnn_weight_decay,
+                      seed=seed)
         with torch.inference_mode():
             self.messages = self.model.send(self.groups, self.rewards)
         return history
@@ -79,8 +80,6 @@ class ExperienceMemory:
 
         `exclude` names an id (or None) for each query: all memory groups of that id are hidden from this query.
         """
-        if self.model is None:
-            raise ValueError("the memory has no network yet: call fit before predict")
         groups = self._groups(queries, thinkings, answers, features)
         exclude = [None] * len(queries) if exclude is None else exclude
         if len(exclude) != len(queries):
@@ -98,7 +97,8 @@ class ExperienceMemory:
         group = self._groups(*(part[None] for part in (query, thinkings, answers, features)))
         hidden = self._hidden([exclude])
         logits, edges = self._judge(group, hidden)
-        nearest = [(row, cosine) for row, cosine in zip(*(part[0].tolist() for part in edges[0])) if math.isfinite(cosine)]
+        pairs = zip(*(part[0].tolist() for part in edges[0]))
+        nearest = [(row, cosine) for row, cosine in pairs if math.isfinite(cosine)]
         without = hidden | self._hidden([self.ids[row] for row, _ in nearest])  # (k, M)
         moved = logits - self._judge(group.rows(torch.zeros(len(nearest), dtype=torch.long)), without)[0]  # (k, G)
         size = self.rewards.shape[1]
@@ -122,10 +122,10 @@ class ExperienceMemory:
         os.replace(f"{path}.tmp", path)
 
     def load(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> "ExperienceMemory":
-        """Become the memory that `save` wrote; predictions continue bit for bit. The config must ask for the same network."""
+        """Become the memory that `save` wrote and predict as it did, bit for bit; the config must ask for its network."""
         state = torch.load(path, map_location=device, weights_only=True)
         if state["shape"] != self._shape():
-            raise ValueError(f"{path} holds a network with gnn_hidden, gnn_layers = {state['shape']}, not {self._shape()}")
+            raise ValueError(f"{path} holds a network of gnn_hidden, gnn_layers {state['shape']}, not {self._shape()}")
         self.ids, self.rewards, self.messages = state["ids"], state["rewards"], state["messages"]
         self.groups, self.model = state["groups"] and Groups(*state["groups"]), None
         if state["model"] is not None:
@@ -143,7 +143,7 @@ class ExperienceMemory:
         return RewardGNN(dim, features, *self._shape(), self.config.gnn_dropout).to(self.rewards.device)
 
     def _groups(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor) -> Groups:
-        """Checked float32 copies with embeddings of length 1, so that only their direction counts."""
+        """Checked float32 tensors with embeddings of length 1, so that only their direction counts."""
         batch, size, dim = thinkings.shape
         if queries.shape != (batch, dim) or answers.shape != thinkings.shape or features.shape[:-1] != (batch, size):
             raise ValueError("wanted queries (B, d), thinkings and answers (B, G, d), features (B, G, f), got "
@@ -164,6 +164,8 @@ class ExperienceMemory:
 
     def _hidden(self, exclude: list[str | None]) -> Tensor:
         """(B, M) marks the memory groups of each query's excluded id."""
+        if self.model is None:
+            raise ValueError("the memory has no network yet: call fit before predict or explain")
         return self._numbers(exclude)[:, None] == self._numbers(self.ids)
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""MemReward, the experiment: train a policy by GRPO with rewards from a verifier where there are labels, from memory where not.
+"""The experiment: train a policy by GRPO, with rewards from a verifier where there are labels and from memory where not.
 
     python train.py                                   # the whole method on the built-in small world, two cores, minutes
     python train.py --mode r1p                        # the same steps on the labelled fifth only; or oracle, majority
@@ -159,10 +159,11 @@ def start(config: Config) -> Run:
     if config.tracker != "none":
         from importlib.util import find_spec
 
-        check(find_spec(config.tracker) is not None, f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with=None if config.tracker == "none" else config.tracker,
-                              project_dir=config.output_dir)  # fmt: skip
+        check(find_spec(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
+    tracker = None if config.tracker == "none" else config.tracker
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=config.output_dir)
     check(config.batch_size % accelerator.num_processes == 0,
           f"batch_size: {config.batch_size} tasks cannot be shared equally by {accelerator.num_processes} processes")
     logging.disable_progress_bar()  # one bar is enough
@@ -178,7 +179,8 @@ def start(config: Config) -> Run:
     except (OSError, ValueError) as error:
         raise ValueError(f"model: cannot load {name!r}, neither 'builtin', a model folder nor a model at hand: "
                          f"{str(error).strip().splitlines()[0]}") from None  # fmt: skip
-    reference = AutoModelForCausalLM.from_pretrained(name, config=settings, dtype=torch.bfloat16 if bf16 else torch.float32)
+    precision = torch.bfloat16 if bf16 else torch.float32
+    reference = AutoModelForCausalLM.from_pretrained(name, config=settings, dtype=precision)
     reference.to(accelerator.device).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
     model, optimizer = accelerator.prepare(policy, optimizer)
@@ -257,16 +259,11 @@ def roll_out(run: Run, tasks: list, keys: list[str], step: int) -> Experience:
 
 def remember(run: Run, experience: Experience, rewards) -> None:
     """Put the labelled groups of all processes into the memory, in the same order on every process."""
-    import torch
     from accelerate.utils import gather_object
 
     rows = [b for b, task in enumerate(experience.tasks) if task.labelled]
-    if run.accelerator.num_processes == 1:
-        fresh = [([experience.tasks[b].id for b in rows], *experience.groups.rows(torch.tensor(rows, dtype=torch.long)), rewards[rows])]
-    else:
-        mine = ([experience.tasks[b].id for b in rows], *(x[rows].cpu() for x in (*experience.groups, rewards)))
-        fresh = gather_object([mine])
-    for ids, *tensors in fresh:
+    fresh = [([experience.tasks[b].id for b in rows], *(x[rows].cpu() for x in (*experience.groups, rewards)))]
+    for ids, *tensors in gather_object(fresh) if run.accelerator.num_processes > 1 else fresh:
         if ids:
             run.memory.remember(ids, *(x.to(run.accelerator.device) for x in tensors))
 
@@ -297,8 +294,8 @@ def evaluate(run: Run, tasks: list) -> dict:
 
 
 class Audit:
-    """Compares predicted rewards with the truth on unlabelled rollouts. It alone holds the hidden labels, for measurement;
-    what it returns goes to the log and nowhere else."""
+    """Compares predicted rewards with the truth on unlabelled rollouts. It alone holds the hidden labels; what it returns
+    goes to the log and nowhere else."""
 
     def __init__(self, tasks: list, threshold: float):
         self.truth, self.threshold = {task.id: task for task in tasks}, threshold
@@ -317,7 +314,8 @@ class Audit:
         size = run.config.group_size
         groups = experience.groups and experience.groups.rows(torch.tensor(rows))
         probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows])
-        pairs = [(self.truth[experience.tasks[b].id], experience.rollouts.texts[b * size + g]) for b in rows for g in range(size)]
+        texts = experience.rollouts.texts
+        pairs = [(self.truth[experience.tasks[b].id], texts[b * size + g]) for b in rows for g in range(size)]
         self.probabilities += probabilities.flatten().tolist()
         self.rewards += verify_batch(*zip(*pairs))
 
@@ -329,8 +327,9 @@ class Audit:
 
         if len(self.rewards) <= first:
             return {}
-        part = metrics(torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:]), self.threshold)
-        return {name: None if math.isnan(value) else value for name, value in part.items()} | {"rollouts": len(self.rewards) - first}
+        probabilities, rewards = torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])
+        part = {k: None if math.isnan(v) else v for k, v in metrics(probabilities, rewards, self.threshold).items()}
+        return part | {"rollouts": len(rewards)}
 
 
 # --------------------------------------------------------------------------------------------------------- the training
@@ -356,7 +355,7 @@ def train(config: Config) -> dict:
     log = Log(run, {"labels_used": len(labelled), "labels_available": len(audit.truth)})
     bar = tqdm(total=config.steps, desc=config.mode, disable=not run.accelerator.is_main_process)
 
-    # 1. Warm-up: verified rollouts of the initial policy on the labelled tasks are the first memory.
+    # 1. Warm-up: verified rollouts of the initial policy on the labelled tasks are the memory.
     step = load_checkpoint(run, log, audit) if config.resume else 0
     if not config.resume:
         if run.memory is not None:
@@ -379,13 +378,13 @@ def train(config: Config) -> dict:
         # 4. Advantages and one GRPO update.
         advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
         stats = policy_update(
-            run.model, run.optimizer, run.accelerator, experience.rollouts, advantages.flatten().to(run.accelerator.device),
-            experience.ref_logprobs if config.kl_coef > 0 else None, temperature=config.temperature,
+            run.model, run.optimizer, run.accelerator, experience.rollouts,
+            advantages.flatten().to(run.accelerator.device), experience.ref_logprobs if config.kl_coef > 0 else None, temperature=config.temperature,
             clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef, loss_norm=config.loss_norm,
             updates_per_batch=config.updates_per_batch, micro_batch_size=config.micro_batch_size,
             max_grad_norm=config.max_grad_norm)  # fmt: skip
         watch.lap("update")
-        # 5. Fresh verified rollouts join the memory, which costs no new label, and the network follows the policy's drift.
+        # 5. If wanted, fresh verified rollouts join the memory, which costs no new label, and the network is fitted anew.
         if run.memory is not None and config.refit_every > 0:
             remember(run, experience, rewards)
             if step % config.refit_every == 0:
@@ -448,7 +447,8 @@ class Log:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self.run.accelerator.log(numbers, step=step)
 
-    def step(self, step: int, experience: Experience, rewards, source: list[str], stats: dict, watch: Stopwatch, audit: dict) -> None:
+    def step(self, step: int, experience: Experience, rewards, source: list[str], stats: dict, watch: Stopwatch,
+             audit: dict) -> None:
         """Log a training step; README explains every number."""
         import torch
 
@@ -465,18 +465,19 @@ class Log:
             **{f"audit/{name}": value for name, value in audit.items()},
         }
         self.write(step, row)
-        self.shown = {"verified": row["reward/verified"], "predicted": row["reward/predicted"], "audit": audit.get("accuracy")}
-        self.shown = {name: f"{value:.2f}" for name, value in self.shown.items() if value is not None}
+        shown = {"verified": row["reward/verified"], "predicted": row["reward/predicted"], "audit": audit.get("accuracy")}
+        self.shown = {name: f"{value:.2f}" for name, value in shown.items() if value is not None}
 
     def evaluation(self, step: int, accuracy: dict, audit: dict) -> None:
         """Log accuracies on the test tasks, and the audit since the last evaluation."""
         from tqdm import tqdm
 
         self.evaluations.append({"step": step, **accuracy, "audit": audit})
-        row = {f"test/{kind}/{domain}": value for kind in ("greedy", "sampled") for domain, value in accuracy[kind].items()}
+        row = {f"test/{kind}/{domain}": value for kind, scores in accuracy.items() for domain, value in scores.items()}
         self.write(step, row | {f"audit_since/{name}": value for name, value in audit.items()})
         if self.run.accelerator.is_main_process:
-            line = f"step {step}: test accuracy {accuracy['greedy']['all']:.3f} greedy, {accuracy['sampled']['all']:.3f} sampled"
+            greedy, sampled = (accuracy[kind]["all"] for kind in ("greedy", "sampled"))
+            line = f"step {step}: test accuracy {greedy:.3f} greedy, {sampled:.3f} sampled"
             tqdm.write(line + (f"; predicted rewards {audit['accuracy']:.3f} right" if audit else ""))
 
 
@@ -487,23 +488,26 @@ def open_folder(config: Config, accelerator) -> Path:
     if config.resume:
         return Path(config.resume)
     name = time.strftime(f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
-    folder = Path(broadcast_object_list([config.output_dir or name])[0])
+    config.output_dir = broadcast_object_list([config.output_dir or name])[0]
+    folder = Path(config.output_dir)
     if accelerator.is_main_process:
-        check(not (folder / "config.json").exists(), f"output_dir: {folder} holds a run already; --resume it, or name another")
+        holds_run = any((folder / name).exists() for name in ("checkpoint", "checkpoint.old", "results.json"))
+        check(not holds_run, f"output_dir: {folder} holds a run already; --resume it, or name another")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+            (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+            write_json(folder / "config.json", dataclasses.asdict(config))
         except OSError as error:
-            raise ValueError(f"output_dir: cannot write to {folder} ({error.strerror}); name a folder that you may write to") from None
+            raise ValueError(f"output_dir: cannot write to {folder} ({error.strerror}); name another folder") from None
     accelerator.wait_for_everyone()
     return folder
 
 
 def save_checkpoint(run: Run, step: int, log: Log, audit: Audit) -> None:
-    """Write policy, optimizer, memory and position aside, then swap: an interrupted save leaves the old checkpoint."""
+    """Write policy, optimizer, memory and position aside, then swap: at any moment one whole checkpoint is there."""
     import torch
 
-    new, old = run.folder / "checkpoint.new", run.folder / "checkpoint"
+    new, now, old = (run.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     run.accelerator.save_state(str(new), safe_serialization=False)
     if run.accelerator.is_main_process:
         if run.memory is not None:
@@ -511,8 +515,11 @@ def save_checkpoint(run: Run, step: int, log: Log, audit: Audit) -> None:
         state = {"step": step, "evaluations": log.evaluations, "seconds": time.perf_counter() - log.start,
                  "probabilities": audit.probabilities, "rewards": audit.rewards}  # fmt: skip
         torch.save(state, new / "progress.pt")
+        if now.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(now, old)
+        os.replace(new, now)
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(new, old)
     run.accelerator.wait_for_everyone()
 
 
@@ -520,8 +527,8 @@ def load_checkpoint(run: Run, log: Log, audit: Audit) -> int:
     """Go back to the last checkpoint, cut metrics.jsonl back to it, and return its step."""
     import torch
 
-    folder = run.folder / "checkpoint"
-    check(folder.is_dir(), f"resume: {run.folder} has no checkpoint; start the run anew")
+    folder = next((run.folder / name for name in ("checkpoint", "checkpoint.old") if (run.folder / name).is_dir()), None)
+    check(folder is not None, f"resume: {run.folder} has no checkpoint yet; start the run anew")
     run.accelerator.load_state(str(folder))
     if run.memory is not None:
         run.memory.load(folder / "memory.pt", run.accelerator.device)
@@ -539,8 +546,8 @@ def load_checkpoint(run: Run, log: Log, audit: Audit) -> int:
 def finish(run: Run, log: Log, audit: Audit) -> dict:
     """Save the policy as a model folder and write results.json."""
     config = run.config
-    results = {"mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed, "steps": config.steps, **log.labels,
-               "before": log.evaluations[0], "after": log.evaluations[-1], "evaluations": log.evaluations,
+    results = {"mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed, "steps": config.steps,
+               **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1], "evaluations": log.evaluations,
                "audit": audit.metrics(), "seconds": time.perf_counter() - log.start}  # fmt: skip
     if run.accelerator.is_main_process:
         run.policy.save_pretrained(run.folder / "policy")
@@ -569,8 +576,9 @@ def report(results: dict) -> str:
     lines.append(f"labels used         {results['labels_used']} of {results['labels_available']}")
     if results["audit"]:
         audit = {name: "-" if value is None else f"{value:.3f}" for name, value in results["audit"].items()}
-        lines.append(f"predicted rewards   accuracy {audit['accuracy']}, precision {audit['precision']}, recall {audit['recall']}, "
-                     f"false positives {audit['fp_rate']}, AUC {audit['auc']} on {results['audit']['rollouts']} rollouts")  # fmt: skip
+        lines.append(f"predicted rewards   accuracy {audit['accuracy']}, precision {audit['precision']}, recall "
+                     f"{audit['recall']}, false positives {audit['fp_rate']}, AUC {audit['auc']} "
+                     f"on {results['audit']['rollouts']} rollouts")  # fmt: skip
     lines.append(f"time                {results['seconds']:.0f} s for {results['steps']} steps")
     return "\n".join(lines)
 
@@ -599,23 +607,26 @@ def compare(config: Config) -> None:
 
 def comparison(runs: list[dict]) -> str:
     """The paper's table over finished runs: mean and standard error over seeds, paired differences, MemReward / Oracle."""
-    of = {mode: {run["seed"]: run for run in runs if run["mode"] == mode} for mode in MODES}
-    score = lambda run: 100 * run["after"]["greedy"]["all"]  # noqa: E731
-    lines = [f"{'test accuracy, %':<22}{'greedy':>14}{'sampled':>14}   {'labels':>9}   {'predicted rewards: right, AUC':<30} seeds"]
-    start = {"mode": "before", "after": runs[0]["before"], "labels_used": 0, "labels_available": runs[0]["labels_available"]}
-    for mode, rows in (("before training", [start]), *((mode, list(by_seed.values())) for mode, by_seed in of.items())):
+    by_mode = {mode: {run["seed"]: run for run in runs if run["mode"] == mode} for mode in MODES}
+    before = {"after": runs[0]["before"], "labels_used": 0, "labels_available": runs[0]["labels_available"]}
+    lines = [f"{'test accuracy, %':<18}{'greedy':>14}{'sampled':>14}{'labels':>11}{'predictions right':>20}{'AUC':>18}{'seeds':>8}"]
+    for mode, rows in {"before training": [before], **{mode: list(of.values()) for mode, of in by_mode.items()}}.items():
         if rows:
-            greedy, sampled = (mean_error([100 * row["after"][kind]["all"] for row in rows]) for kind in ("greedy", "sampled"))
+            cells = [mean_error([100 * row["after"][kind]["all"] for row in rows]) for kind in ("greedy", "sampled")]
+            labels = f"{rows[0]['labels_used']}/{rows[0]['labels_available']}"
             audits = [row["audit"] for row in rows if row.get("audit")]
-            audit = ", ".join(mean_error([a[name] for a in audits], 3) for name in ("accuracy", "auc")) if audits else ""
-            lines.append(f"{mode:<22}{greedy:>14}{sampled:>14}   {rows[0]['labels_used']:>4}/{rows[0]['labels_available']:<4}   {audit:<30} {len(rows)}")
+            audit = [mean_error([part[name] for part in audits], 3) if audits else "" for name in ("accuracy", "auc")]
+            lines.append(f"{mode:<18}{cells[0]:>14}{cells[1]:>14}{labels:>11}{audit[0]:>20}{audit[1]:>18}{len(rows):>8}")
+
+    score = lambda run: 100 * run["after"]["greedy"]["all"]  # noqa: E731
+    ours = by_mode["memreward"]
     for other in ("r1p", "majority", "oracle"):
-        pairs = [score(of["memreward"][seed]) - score(run) for seed, run in of[other].items() if seed in of["memreward"]]
+        pairs = [score(ours[seed]) - score(run) for seed, run in by_mode[other].items() if seed in ours]
         if pairs:
             lines.append(f"memreward - {other:<10}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
-    both = [seed for seed in of["memreward"] if seed in of["oracle"]]
+    both = [seed for seed in ours if seed in by_mode["oracle"]]
     if both:
-        ratio = sum(score(of["memreward"][s]) for s in both) / sum(score(of["oracle"][s]) for s in both)
+        ratio = sum(score(ours[seed]) for seed in both) / sum(score(by_mode["oracle"][seed]) for seed in both)
         lines.append(f"memreward / oracle    {100 * ratio:12.1f} %")
     return "\n".join(lines)
 
@@ -638,10 +649,10 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     from transformers.hf_argparser import HfArgumentParser
 
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    parser = HfArgumentParser(Config, prog="train.py", usage=f"python train.py [{'|'.join(COMMANDS)}] [--setting value ...]")
-    parser.description = "Train a policy with rewards from a verifier where there are labels, from memory where there are none."
+    parser = HfArgumentParser(Config, usage=f"python train.py [{'|'.join(COMMANDS)}] [--setting value ...]", description=
+                              "Train a policy with rewards from a verifier where there are labels, else from memory.")
     check(command in COMMANDS, f"command: {command!r} is not one of {', '.join(COMMANDS)}")
-    config, unknown = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False, return_remaining_strings=True)
+    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     check(not unknown, f"{' '.join(unknown)}: no such setting; python train.py --help lists them")
     if config.resume:
         path = Path(config.resume) / "config.json"
@@ -660,7 +671,7 @@ COMMANDS = {"train": run_train, "compare": compare}
 
 def main(arguments: list[str]) -> None:
     """The command line; an error is one line."""
-    config = None
+    command = config = None
     try:
         command, config = parse(arguments)
         COMMANDS[command](config)
@@ -669,7 +680,8 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the run folder is usable, go on with: python train.py --resume FOLDER")
+        again = "run the same command again" if command == "compare" else f"python train.py --resume {config.resume or config.output_dir}"
+        sys.exit(f"\nstopped; to go on from the last checkpoint: {again}")
 
 
 if __name__ == "__main__":

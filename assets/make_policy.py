@@ -1,6 +1,6 @@
 """Rebuild the built-in policy: a tiny causal LM that learnt the small world from imperfect demonstrations.
 
-    python assets/make_policy.py [FOLDER=assets/policy] [STEPS=2000]
+    python assets/make_policy.py [FOLDER=assets/policy] [STEPS=1500]
 
 Ordinary supervised next-token training, no part of MemReward. The result is a Hugging Face model folder (bf16) like any
 other. The questions of its demonstrations occur neither in training nor in the test set of the small world.
@@ -82,4 +82,4 @@ def main(folder: str, steps: int):
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(arguments[0] if arguments else "assets/policy", int(arguments[1]) if len(arguments) > 1 else 2000)
+    main(arguments[0] if arguments else "assets/policy", int(arguments[1]) if len(arguments) > 1 else 1500)

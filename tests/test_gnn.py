@@ -267,6 +267,15 @@ def test_fit_stops_on_labels_it_does_not_train_on():
     assert losses[0]["train_loss"] == losses[1]["train_loss"] and losses[0]["val_loss"] != losses[1]["val_loss"]
 
 
+def test_fit_leaves_the_own_id_out():
+    model, memory, rewards, ids = small_model(), random_groups(8), random_rewards(8), torch.arange(4).repeat(2)
+    twin = copy.deepcopy(model)
+    twin.standardise_by(memory.features)
+    logits = judge(twin, memory, memory, rewards, exclude=ids[:, None] == ids)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, rewards).item()
+    assert fit(model, memory, rewards, ids, neighbors=3, patience=1)[0]["train_loss"] == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("count, value", [(1, None), (4, None), (12, 0.0), (12, 1.0)])
 def test_fit_survives_few_ids_and_equal_rewards(count, value):
     model, memory = small_model(), random_groups(count)

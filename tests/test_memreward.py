@@ -256,6 +256,8 @@ def test_wrong_order_and_wrong_group_size_are_refused():
         memory.fit(seed=0)
     with pytest.raises(ValueError, match="call fit"):
         memory.predict(*random_groups(1))
+    with pytest.raises(ValueError, match="call fit"):
+        memory.explain(*(part[0] for part in random_groups(1)))
     with pytest.raises(ValueError, match="groups of 4 rollouts, got 5"):
         fitted().remember(["a"], *random_groups(1, size=5), torch.zeros(1, 5))
     with pytest.raises(ValueError, match="exclude"):

@@ -215,13 +215,13 @@ HOSTILE = [
 
 def judge(response):
     """All there is in one call, within the second that one response may take."""
-    start = time.perf_counter()
+    start = time.process_time()
     verify_math(response, "5")
     verify_qa(response, "B")
     for domain in ("math", "qa"):
         split_response(response, domain)
         text_key(response, domain)
-    assert time.perf_counter() - start < 1, repr(response[:300])
+    assert time.process_time() - start < 1, repr(response[:300])
 
 
 @pytest.mark.parametrize("final", HOSTILE)

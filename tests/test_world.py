@@ -25,12 +25,12 @@ def test_parts_never_share_a_question():
 
 def test_sizes_and_domains():
     train, test = load_tasks("world", "train", seed=1), load_tasks("world", "test")
-    assert (len(train), len(test)) == (400, 600)
+    assert (len(train), len(test)) == (600, 600)
     assert Counter(task.domain for task in test) == {"math": 200, "qa": 200, "code": 200}
     assert len({item.family for item in take("train", 0, 400)}) == 24
     assert load_tasks("world", "train", seed=1) == train != load_tasks("world", "train", seed=2)
     assert load_tasks("world", "test", seed=1) == test
-    assert len({task.id for task in train + test}) == 1000
+    assert len({task.id for task in train + test}) == 1200
 
 
 def test_only_the_right_response_is_right():
@@ -54,7 +54,7 @@ def test_demonstrations_are_right_as_often_as_stated():
 def test_hidden_labels_are_gone_and_prompts_do_not_tell():
     tasks = load_tasks("world", "train", seed=3)
     hidden = hide_labels(tasks, 0.2, seed=3)
-    assert sum(task.labelled for task in hidden) == 80
+    assert sum(task.labelled for task in hidden) == 120
     assert all(task.answer is None and task.tests is None for task in hidden if not task.labelled)
     assert [make_prompt(task) for task in tasks] == [make_prompt(task) for task in hidden]
     assert hide_labels(tasks, 0.2, seed=4) != hidden == hide_labels(tasks, 0.2, seed=3)

@@ -1,0 +1,112 @@
+"""From rollouts to rewards: encoders, answer features, majority, and the mixture of verified and predicted rewards."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data import Task, answer_key
+from gnn import Groups
+from memreward import acquire_rewards, answer_features, hash_encoder, majority_key, make_encoder, predict_rewards
+
+TASKS = [Task("a", "d", "math", "Ann has 3 bags of 12 nuts. How many nuts?", answer="36"),
+         Task("b", "d", "math", "Ben has 5 bags of 7 pens. How many pens?"),
+         Task("c", "d", "qa", "Which is warm?", choices=("ice", "fire"), answer="B")]  # fmt: skip
+TEXTS = ["3 * 12 = 36\n#### 36", "3 + 12 = 15\n#### 15", "5 * 7 = 35\n#### 35", "5 + 7 = 12\n#### 12", "Fire\n#### B", "Ice\n#### A"]
+ROLLOUTS = SimpleNamespace(texts=TEXTS)
+
+
+def test_hash_encoder_sees_the_same_reasoning_about_other_numbers():
+    queries, thinkings, answers = hash_encoder(TASKS, ROLLOUTS)
+    assert queries.shape[0] == 3 and thinkings.shape[:2] == answers.shape[:2] == (3, 2)
+    assert torch.equal(thinkings[0, 0], thinkings[1, 0]) and torch.equal(thinkings[0, 1], thinkings[1, 1])
+    assert thinkings[0, 0] @ thinkings[0, 1] < 0.9
+    assert queries[0] @ queries[1] > queries[0] @ queries[2]
+    for part in (queries, thinkings, answers):
+        assert torch.allclose(part.norm(dim=-1), torch.ones(part.shape[:-1]))
+
+
+def test_hash_encoder_calls_a_signature_by_place():
+    def encode(name, x, y):
+        task = Task("f", "d", "code", f"Write the function {name}({x}, {y}). It returns {y} minus {x}.")
+        return hash_encoder([task], SimpleNamespace(texts=[f"{y} minus {x}\n```python\ndef {name}({x}, {y}):\n    return {y} - {x}\n```"]))
+
+    assert all(torch.equal(one, two) for one, two in zip(encode("pens_ann", "a", "b"), encode("hats_leo", "q", "m")))
+
+
+def test_text_encoder_is_the_masked_mean_and_knows_no_batch(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = sorted({word for task in TASKS for word in task.question.split()} | {"ice", "fire"})
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(words) + 2, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)).eval()
+    model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    encode = make_encoder(str(tmp_path), None)
+    queries, thinkings, answers = encode(TASKS, ROLLOUTS)
+    alone = encode(TASKS[2:], SimpleNamespace(texts=TEXTS[4:]))
+    for all_parts, part in zip((queries, thinkings, answers), alone):
+        assert torch.allclose(all_parts[2:], part, atol=1e-6)
+    for task, query in zip(TASKS, queries):
+        inputs = tokenizer(" ".join([task.question, *(task.choices or ())]), return_tensors="pt")
+        states = model(**inputs).last_hidden_state[0]
+        assert torch.allclose(query, F.normalize(states.mean(0), dim=0), atol=1e-6)
+
+
+def test_policy_encoder_averages_the_right_tokens():
+    tokenizer = lambda text, **_: SimpleNamespace(input_ids=text.split())  # noqa: E731
+    task = Task("a", "d", "math", "?")
+    rollouts = SimpleNamespace(texts=["one two\n#### 3", "one\n#### 3 4"], mask=torch.tensor([[1.0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
+                               attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1, 0]] + [[0, 1, 1, 1, 1, 1, 1, 1]]))
+    hidden = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
+    queries, thinkings, answers = make_encoder("policy", tokenizer)([task], rollouts, hidden)
+    mean = lambda *states: F.normalize(torch.stack(states).mean(0), dim=0)  # noqa: E731
+    assert torch.allclose(queries[0], mean(*hidden[0, 1:3]))  # the prompt's columns 0 to 2, of which the first is padding
+    assert torch.allclose(thinkings[0, 0], mean(*hidden[0, 3:5])) and torch.allclose(answers[0, 0], mean(*hidden[0, 5:7]))
+    assert torch.allclose(thinkings[0, 1], mean(hidden[1, 3])) and torch.allclose(answers[0, 1], mean(*hidden[1, 4:8]))
+
+
+@pytest.mark.parametrize("keys, winner", [(["1", "2", "2"], "2"), (["2", "1", "1", "2"], "2"), ([None, None, "3"], "3"), ([None, None], None), ([], None)])
+def test_majority(keys, winner):
+    assert majority_key(keys) == winner
+
+
+def test_answer_features_by_hand():
+    import math
+
+    keys = [["36", "36", "-5", None], ["1/2", "B", "B", "B"]]
+    logprobs = torch.tensor([[-0.5, -1.5, -9.0]] * 8)
+    mask = torch.tensor([[1.0, 1.0, 0.0]] * 8)
+    features = answer_features(keys, logprobs, mask)
+    log = lambda a: math.copysign(math.log(1 + abs(a)) / 20, a)  # noqa: E731
+    expected = [[[log(36), 1, 1, 0.5], [log(36), 1, 1, 0.5], [log(-5), 1, 0, 0.25], [0, 0, 0, 0]],
+                [[log(0.5), 1, 0, 0.25], [0, 1, 1, 0.75], [0, 1, 1, 0.75], [0, 1, 1, 0.75]]]
+    assert torch.allclose(features[..., :4], torch.tensor(expected))
+    assert torch.equal(features[..., 4:], torch.tensor([-1.0, -1.5]).expand(2, 4, 2))
+    assert torch.equal(answer_features(keys, logprobs, mask, ["min_logprob", "parsed"]), features[..., [5, 1]])
+    with pytest.raises(ValueError, match="features: 'colour' is not one of"):
+        answer_features(keys, logprobs, mask, ["colour"])
+
+
+class Oracle:
+    """A memory that is sure of the first rollout."""
+
+    def predict(self, *groups):
+        return torch.tensor([0.6, 0.4]).expand(len(groups[0]), 2)
+
+
+@pytest.mark.parametrize("memory, threshold, unlabelled", [(Oracle(), 0.5, [1, 0]), (Oracle(), 0.3, [1, 1]), (Oracle(), 0.6, [0, 0]), (None, 0.5, [1, 0])])
+def test_labelled_groups_are_verified_and_the_others_predicted(memory, threshold, unlabelled):
+    keys = [[answer_key(task, TEXTS[2 * b + g]) for g in range(2)] for b, task in enumerate(TASKS)]
+    groups = memory and Groups(*hash_encoder(TASKS, ROLLOUTS), torch.zeros(3, 2, 1))
+    rewards, source = acquire_rewards(TASKS, TEXTS, memory, groups, keys, threshold)
+    assert rewards.tolist() == [[1, 0], unlabelled, [1, 0]]
+    assert source == ["verifier", "memory" if memory else "majority", "verifier"]
+
+
+def test_the_majority_never_rewards_what_does_not_parse():
+    assert predict_rewards(None, None, [[None, None, "1"], [None, None, None]]).tolist() == [[0, 0, 1], [0, 0, 0]]
