@@ -161,7 +161,7 @@ class RewardGNN(nn.Module):
             if layer:
                 x = self.update(layer - 1, x, groups)
             parts = zip(relations, groups, split_nodes(x, groups))
-            messages.append([relation(h).view(*nodes.shape[:-1], -1) for relation, nodes, h in parts])
+            messages.append([relation(h).unflatten(0, nodes.shape[:-1]) for relation, nodes, h in parts])
         return messages
 
     def receive(self, groups: Groups, messages: list[list[Tensor]], edges: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -173,7 +173,7 @@ class RewardGNN(nn.Module):
         query, thinking, answer = split_nodes(x, groups)
         query = self.query_head(query)[:, None]  # (B, 1, hidden)
         rollout = self.rollout_head(torch.cat([thinking, answer, self.standardised(groups).flatten(0, 1)], dim=-1))
-        return (query * rollout.view(len(query), -1, rollout.shape[-1])).sum(-1) / query.shape[-1]**0.5 + self.bias
+        return (query * rollout.unflatten(0, groups.thinkings.shape[:2])).sum(-1) / query.shape[-1]**0.5 + self.bias
 
 
 def split_nodes(x: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:

@@ -66,14 +66,14 @@ class Config:
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 where the device has it, with fp32 weights")
     # the memory
-    neighbors: int = setting(3, "k: memory queries, and memory rollouts, that a new one listens to (the paper: 7, which wants "
+    neighbors: int = setting(3, "k: memory queries, and memory rollouts, that a new one listens to (the paper: 7, for "
                              "more labelled queries of a kind than the small world has)")  # fmt: skip
     threshold: float = setting(0.5, "a predicted probability above it is a reward of 1")
-    refit_every: int = setting(0, "steps between new fits of the reward network on a memory that fresh verified rollouts "
-                               "have joined; 0 freezes memory and network after the warm-up, as in the paper")
+    refit_every: int = setting(0, "steps between new fits of the reward network, on a memory that fresh verified "
+                               "rollouts have joined; 0 freezes both after the warm-up, as in the paper")  # fmt: skip
     groups_per_query: int = setting(2, "newest groups of rollouts that the memory keeps of a query")
-    features: str = setting("parsed,mean_logprob,min_logprob", "what the network is told of an answer, out of magnitude, "
-                            "parsed, majority (the paper's three), agreement, mean_logprob, min_logprob")
+    features: str = setting("parsed,mean_logprob,min_logprob", "what the network is told of an answer, out of "
+                            "magnitude, parsed, majority (the paper's), agreement, mean_logprob, min_logprob")  # fmt: skip
     gnn_hidden: int = setting(64, "width of the reward network (the paper: 512)")
     gnn_layers: int = setting(2, "layers of the reward network")
     gnn_dropout: float = setting(0.1, "dropout of the reward network")
@@ -154,7 +154,7 @@ def start(config: Config) -> Run:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from memreward import ExperienceMemory, make_encoder
+    from memreward import FEATURES, ExperienceMemory, make_encoder
 
     if config.tracker != "none":
         from importlib.util import find_spec
@@ -186,6 +186,8 @@ def start(config: Config) -> Run:
     model, optimizer = accelerator.prepare(policy, optimizer)
     run = Run(config, accelerator, tokenizer, model, optimizer, reference)
     if config.mode == "memreward":
+        unknown = set(config.features.split(",")) - set(FEATURES)
+        check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
         run.memory = ExperienceMemory(config)
         run.encode = make_encoder(config.encoder, tokenizer, accelerator.device)
     return run
@@ -344,6 +346,7 @@ def train(config: Config) -> dict:
     from grpo import group_advantages, policy_update
     from memreward import acquire_rewards
 
+    config.output_dir = config.resume or config.output_dir or time.strftime(f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
     run = start(config)
     everything, test = load_split(run, "train"), load_split(run, "test")
     tasks, audit = hide_labels(everything, config.label_ratio, config.seed), Audit(everything, config.threshold)
@@ -379,8 +382,8 @@ def train(config: Config) -> dict:
         advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
         stats = policy_update(
             run.model, run.optimizer, run.accelerator, experience.rollouts,
-            advantages.flatten().to(run.accelerator.device), experience.ref_logprobs if config.kl_coef > 0 else None, temperature=config.temperature,
-            clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef, loss_norm=config.loss_norm,
+            advantages.flatten().to(run.accelerator.device), experience.ref_logprobs if config.kl_coef > 0 else None,
+            temperature=config.temperature, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef, loss_norm=config.loss_norm,
             updates_per_batch=config.updates_per_batch, micro_batch_size=config.micro_batch_size,
             max_grad_norm=config.max_grad_norm)  # fmt: skip
         watch.lap("update")
@@ -485,12 +488,8 @@ def open_folder(config: Config, accelerator) -> Path:
     """The run folder with its config.json: a new one, or the one to resume. A folder with a run in it is never reused."""
     from accelerate.utils import broadcast_object_list
 
-    if config.resume:
-        return Path(config.resume)
-    name = time.strftime(f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
-    config.output_dir = broadcast_object_list([config.output_dir or name])[0]
-    folder = Path(config.output_dir)
-    if accelerator.is_main_process:
+    folder = Path(broadcast_object_list([config.output_dir])[0])
+    if accelerator.is_main_process and not config.resume:
         holds_run = any((folder / name).exists() for name in ("checkpoint", "checkpoint.old", "results.json"))
         check(not holds_run, f"output_dir: {folder} holds a run already; --resume it, or name another")
         try:
@@ -609,7 +608,7 @@ def comparison(runs: list[dict]) -> str:
     """The paper's table over finished runs: mean and standard error over seeds, paired differences, MemReward / Oracle."""
     by_mode = {mode: {run["seed"]: run for run in runs if run["mode"] == mode} for mode in MODES}
     before = {"after": runs[0]["before"], "labels_used": 0, "labels_available": runs[0]["labels_available"]}
-    lines = [f"{'test accuracy, %':<18}{'greedy':>14}{'sampled':>14}{'labels':>11}{'predictions right':>20}{'AUC':>18}{'seeds':>8}"]
+    lines = ["test accuracy, %          greedy       sampled     labels   predictions right               AUC   seeds"]
     for mode, rows in {"before training": [before], **{mode: list(of.values()) for mode, of in by_mode.items()}}.items():
         if rows:
             cells = [mean_error([100 * row["after"][kind]["all"] for row in rows]) for kind in ("greedy", "sampled")]
@@ -680,8 +679,9 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        again = "run the same command again" if command == "compare" else f"python train.py --resume {config.resume or config.output_dir}"
-        sys.exit(f"\nstopped; to go on from the last checkpoint: {again}")
+        if command != "train" or not config.output_dir:
+            sys.exit("\nstopped; to go on, run the same command again")
+        sys.exit(f"\nstopped; to go on from the last checkpoint: python train.py --resume {config.output_dir}")
 
 
 if __name__ == "__main__":

@@ -183,6 +183,13 @@ def test_explain_says_what_predict_did():
     assert [rollout["queries"][0]["moved"] for rollout in trace] == pytest.approx(moved.tolist(), abs=1e-4)
 
 
+def test_explain_with_nobody_left_to_hear_from():
+    memory, new = fitted(1), random_groups(1, seed=1)
+    trace = memory.explain(*(part[0] for part in new), exclude="q0")
+    assert [rollout["probability"] for rollout in trace] == pytest.approx(memory.predict(*new, exclude=["q0"])[0].tolist())
+    assert all(rollout[kind] == [] for rollout in trace for kind in ("queries", "thinkings", "answers"))
+
+
 @pytest.mark.parametrize("fit_first", [True, False])
 def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
     memory, new, path = fitted(), random_groups(5, seed=1), tmp_path / "memory.pt"

@@ -145,7 +145,7 @@ BAD = [
     (["--steps", "0"], "steps"), (["--tasks", "wrold"], "tasks"), (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--model", "no/such/model"], "model"), (["--encoder", "no/such/encoder"], "encoder"), (["--max_prompt_length", "5"], "max_prompt_length"),
     (["--output_dir", "/proc/nowhere"], "output_dir"), (["--resume", "nowhere"], "resume"), (["--colour", "red"], "--colour"),
-    (["paint"], "paint"), (["--learning_rate", "1e6"], "learning_rate"),
+    (["paint"], "paint"), (["--tracker", "trackio"], "tracker"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
 ]  # fmt: skip
 
 
