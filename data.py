@@ -38,11 +38,11 @@ class Task:
     @property
     def labelled(self) -> bool:
         """Is there anything to verify a response with?"""
-        return bool(self.tests) if self.domain == "code" else self.answer is not None
+        return (self.tests if self.domain == "code" else self.answer) is not None
 
 
 def hide_labels(tasks: Sequence[Task], ratio: float, seed: int) -> list[Task]:
-    """Keep the labels of round(ratio * len(tasks)) tasks, at least one; remove answer and tests from all others.
+    """Keep the labels of round(ratio * n) of the n tasks that have one, at least one; remove all others for good.
 
     >>> tasks = [Task(str(i), "demo", "math", f"{i} + {i}?", answer=str(2 * i)) for i in range(10)]
     >>> sum(task.labelled for task in hide_labels(tasks, ratio=0.2, seed=0))
@@ -50,7 +50,8 @@ def hide_labels(tasks: Sequence[Task], ratio: float, seed: int) -> list[Task]:
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"label_ratio: {ratio} is outside (0, 1]; 0.2 keeps one label in five")
-    keep = set(random.Random(f"labels {seed}").sample(range(len(tasks)), max(1, round(ratio * len(tasks)))))
+    labelled = [i for i, task in enumerate(tasks) if task.labelled]
+    keep = set(random.Random(f"labels {seed}").sample(labelled, max(1, round(ratio * len(labelled)))))
     return [task if i in keep else replace(task, answer=None, tests=None) for i, task in enumerate(tasks)]
 
 
@@ -108,7 +109,7 @@ def answer_key(task: Task, response: str) -> str | None:
 # Three domains of eight families each. A family is a kind of question with ONE typical mistake, and a probability of
 # being right: the built-in policy was pre-trained on demonstrations that are right that often and else mostly make that
 # very mistake. So a majority vote fails wherever the mistake is more common than the truth, while a memory can
-# recognise the mistake on a similar question. Everything in the tables below was chosen before any run of MemReward.
+# recognise the mistake on a similar question. README says how the tables below came about.
 
 MISCONCEPTION = 0.85  # share of the wrong demonstrations that make the family's typical mistake
 NAMES = "Ann Ben Cleo Dan Eva Finn Gina Hugo Ida Jon Kim Leo Mia Noah".split()
@@ -373,16 +374,23 @@ def read_jsonl(path: Path) -> list[Task]:
     """Read tasks from a JSONL file, one object a line; errors name the file and the line."""
     if not path.is_file():
         raise FileNotFoundError(f"tasks: there is no file {path}")
-    tasks = []
+    tasks: dict[str, Task] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            values = {field: row.get(field) for field in ("choices", "answer", "tests")}
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            task = Task(row["id"], row.get("dataset", path.stem), row["domain"], row["question"], **values)
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            choices, tests = (tuple(row.get(name) or ()) or None for name in ("choices", "tests"))
+            task = Task(row["id"], row.get("dataset", path.stem), row["domain"], row["question"], choices,
+                        row.get("answer"), tests)  # fmt: skip
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}:{number}: not a task in JSON with id, domain and question ({error!r})") from None
+        texts = [task.id, task.question, "" if task.answer is None else task.answer, *(task.choices or ()), *(task.tests or ())]
+        if not all(isinstance(text, str) for text in texts) or isinstance(row.get("tests"), str):
+            raise ValueError(f"{path}:{number}: id, question, answer and the items of choices and tests must be strings")
         if task.domain not in DOMAINS:
             raise ValueError(f"{path}:{number}: domain {task.domain!r} is not one of {', '.join(DOMAINS)}")
-        tasks.append(task)
-    return tasks
+        if task.id in tasks:
+            raise ValueError(f"{path}:{number}: the id {task.id!r} stands there a second time")
+        tasks[task.id] = task
+    return list(tasks.values())

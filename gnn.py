@@ -136,7 +136,7 @@ class RewardGNN(nn.Module):
 
     def embed(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
         """Input states of all nodes [queries, thinkings, answers], (B + 2*B*G, d+f+1): an embedding, the features of an
-        answer, the known reward as -1 or 1; zeros for what a node does not have. A receiver never has a reward."""
+        answer, the known reward's sign, both scaled up; zeros for what a node does not have. A receiver never has a reward."""
         features = self.standardised(groups)
         known = torch.zeros_like(features[..., :1]) if rewards is None else 2 * rewards[..., None] - 1  # (B, G, 1)
         loud = groups.queries.shape[-1]**0.5  # a column or two beside d others would hardly be heard at first
@@ -204,7 +204,7 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
     history, best, weights = [], {"epoch": 0, "val_loss": math.inf}, None
     with seeded(seed, ids.device):
         train, held_out = split_ids(ids, validation)
-        for epoch in range(epochs if held_out.any() else patience):
+        for epoch in range(epochs if held_out.any() else min(epochs, patience)):
             messages = model.send(memory, rewards)  # serves both parts: both losses are those before the step
             _, loss = judge(train, messages)
             history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan,

@@ -44,7 +44,7 @@ class ExperienceMemory:
                              f"got {len(ids)} ids and rewards {tuple(rewards.shape)}")
         if not ((rewards == 0) | (rewards == 1)).all():
             raise ValueError("remember wants rewards that are 0 or 1")
-        rewards = rewards.detach().float()
+        rewards = rewards.detach().float().to(new.queries.device)
         if self.groups is None:
             self.groups, self.rewards = new.rows(slice(0)), rewards[:0]
         elif new.thinkings.shape[1] != self.rewards.shape[1]:
@@ -335,7 +335,7 @@ def answer_features(keys: Sequence[Sequence[str | None]], logprobs: Tensor, mask
     for group in keys:
         counts, most = Counter(group), majority_key(group)
         for key in group:
-            number = re.fullmatch(r"(-?)(\d+)(?:/(\d+))?", key or "")
+            number = re.fullmatch(r"(-?)(\d{1,300})(?:/(\d{1,300}))?", key or "")  # beyond, a float overflows
             value = math.log1p(int(number[2]) / int(number[3] or 1)) / 20 * (-1 if number[1] else 1) if number else 0.0
             known = key is not None
             rows.append([value, known, known and key == most, counts[key] / len(group) if known else 0.0])

@@ -4,8 +4,10 @@
     python train.py --mode r1p                        # the same steps on the labelled fifth only; or oracle, majority
     python train.py compare --seeds 5                 # the paper's table: four modes, five seeds
     python train.py --resume runs/NAME                # go on where a run stopped
-    accelerate launch --num_processes 8 train.py --model Qwen/Qwen2.5-1.5B-Instruct --tasks mytasks.jsonl \\
-        --encoder sentence-transformers/all-MiniLM-L6-v2 --learning_rate 1e-6 --batch_size 128   # one node of 8 GPUs
+    accelerate launch --num_processes 8 train.py --tasks mytasks.jsonl --model Qwen/Qwen2.5-1.5B-Instruct \\
+        --encoder sentence-transformers/all-MiniLM-L6-v2 --learning_rate 1e-6 --steps 410 --batch_size 128 \\
+        --max_response_length 1024 --micro_batch_size 2 --train_tasks 7500 --neighbors 7 --gnn_hidden 512 \\
+        --features magnitude,parsed,majority,agreement,mean_logprob,min_logprob   # one node of 8 GPUs, not tried here
 
 A run folder holds config.json, metrics.jsonl (one line a step), results.json, checkpoint/ and policy/ (a model folder).
 """
@@ -83,7 +85,7 @@ class Config:
     gnn_patience: int = setting(20, "epochs without improvement before stopping")
     # running
     eval_every: int = setting(100, "steps between evaluations and checkpoints")
-    eval_samples: int = setting(4, "sampled responses per test task, beside the greedy one")
+    eval_samples: int = setting(4, "responses per test task sampled at temperature 1, beside the greedy one")
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
     resume: str | None = setting(None, "run folder to go on with; its settings are taken from its config.json")
     seeds: int = setting(1, "compare only: seeds 0 to seeds - 1 of every mode")
@@ -93,8 +95,9 @@ class Config:
     def __post_init__(self):
         if self.mode == "oracle":
             self.label_ratio = 1.0
+        check(self.gnn_hidden > 1, f"gnn_hidden: {self.gnn_hidden} must be 2 or more")
         positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length max_response_length "
-                    "learning_rate updates_per_batch micro_batch_size max_grad_norm neighbors groups_per_query gnn_hidden "
+                    "learning_rate updates_per_batch micro_batch_size max_grad_norm neighbors groups_per_query "
                     "gnn_layers gnn_learning_rate gnn_epochs gnn_patience eval_every eval_samples seeds")  # fmt: skip
         for name in positive.split():
             check(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
@@ -163,7 +166,8 @@ def start(config: Config) -> Run:
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
     tracker = None if config.tracker == "none" else config.tracker
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=config.output_dir)
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=config.output_dir,
+                              cpu=not torch.cuda.is_available())  # Apple's GPU lacks operations that the memory needs
     check(config.batch_size % accelerator.num_processes == 0,
           f"batch_size: {config.batch_size} tasks cannot be shared equally by {accelerator.num_processes} processes")
     logging.disable_progress_bar()  # one bar is enough
@@ -198,17 +202,21 @@ def render(tokenizer, task) -> str:
     from data import make_prompt
 
     if tokenizer.chat_template is None:
-        return make_prompt(task) + "\n"
+        return (tokenizer.bos_token or "") + make_prompt(task) + "\n"
     message = [{"role": "user", "content": make_prompt(task)}]
     return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
 
 
 def load_split(run: Run, split: str) -> list:
-    """The tasks of a split; a prompt beyond the limit is refused."""
+    """The tasks of a split; a prompt beyond the limit is refused, and so is a missing label where all are needed."""
     from data import load_tasks
 
     config = run.config
     tasks = load_tasks(config.tasks, split, config.train_tasks if split == "train" else config.test_tasks, config.seed)
+    unlabelled = [task.id for task in tasks if not task.labelled]
+    check(not unlabelled or (split == "train" and config.mode != "oracle" and len(unlabelled) < len(tasks)),
+          f"tasks: {config.tasks}: {len(unlabelled)} {split} tasks have no label, the first is {unlabelled[:1]}")
+    check(len(tasks) >= run.accelerator.num_processes, f"{split}_tasks: {len(tasks)} are too few for every process")
     for task in tasks:
         length = len(run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids)
         check(length <= config.max_prompt_length, f"max_prompt_length: the prompt of task {task.id} has {length} tokens, "
@@ -220,11 +228,12 @@ def batch(tasks: list, step: int, config: Config) -> tuple[list, list[str]]:
     """The tasks of a step, and for each a key that names this visit: every epoch is a new permutation, batches are full."""
     import random
 
-    chosen, keys = [], []
+    chosen, keys, orders = [], [], {}
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, len(tasks))
-        order = random.Random(f"epoch {config.seed} {epoch}").sample(range(len(tasks)), len(tasks))
-        chosen.append(tasks[order[place]])
+        if epoch not in orders:
+            orders[epoch] = random.Random(f"epoch {config.seed} {epoch}").sample(range(len(tasks)), len(tasks))
+        chosen.append(tasks[orders[epoch][place]])
         keys.append(f"{chosen[-1].id} {epoch}")
     return chosen, keys
 
@@ -247,11 +256,12 @@ def roll_out(run: Run, tasks: list, keys: list[str], step: int) -> Experience:
     experience = Experience(tasks, rollouts, keys)
     if config.kl_coef > 0 or run.memory is not None:
         with torch.no_grad():
-            score = lambda temperature: forward_responses(  # noqa: E731
+            score = lambda temperature, hidden=False: forward_responses(  # noqa: E731
                 run.reference, rollouts.ids, rollouts.attention_mask, config.max_response_length, temperature,
-                hidden=config.encoder == "policy", batch_size=config.micro_batch_size)  # fmt: skip
-            reference = score(1.0)
-            experience.ref_logprobs = reference.logprobs if config.temperature == 1 else score(config.temperature).logprobs
+                hidden, config.micro_batch_size)  # fmt: skip
+            reference = score(1.0, hidden=run.memory is not None and config.encoder == "policy")
+            same = config.temperature == 1
+            experience.ref_logprobs = reference.logprobs if same else score(config.temperature).logprobs
         if run.memory is not None:
             nodes = run.encode(tasks, rollouts, reference.hidden)
             features = answer_features(keys, reference.logprobs, rollouts.mask, config.features.split(","))
@@ -304,22 +314,24 @@ class Audit:
         self.probabilities, self.rewards = [], []
 
     def add(self, run: Run, experience: Experience) -> None:
-        """Judge the unlabelled groups of a batch as training judged them, and verify them with their true labels."""
+        """Judge the unlabelled groups of all processes as training judged them, and verify them with their true labels."""
         import torch
+        from accelerate.utils import gather_object
 
         from data import verify_batch
         from memreward import predict_rewards
 
         rows = [b for b, task in enumerate(experience.tasks) if not task.labelled and self.truth[task.id].labelled]
-        if not rows:
-            return
-        size = run.config.group_size
-        groups = experience.groups and experience.groups.rows(torch.tensor(rows))
-        probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows])
-        texts = experience.rollouts.texts
-        pairs = [(self.truth[experience.tasks[b].id], texts[b * size + g]) for b in rows for g in range(size)]
-        self.probabilities += probabilities.flatten().tolist()
-        self.rewards += verify_batch(*zip(*pairs))
+        judged, size = [], run.config.group_size
+        if rows:
+            groups = experience.groups and experience.groups.rows(torch.tensor(rows))
+            probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows]).flatten().tolist()
+            texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
+            truth = [self.truth[experience.tasks[b].id] for b in rows for _ in range(size)]
+            judged = list(zip(probabilities, verify_batch(truth, texts)))
+        for probability, reward in gather_object(judged) if run.accelerator.num_processes > 1 else judged:
+            self.probabilities.append(probability)
+            self.rewards.append(reward)
 
     def metrics(self, first: int = 0) -> dict:
         """Accuracy, precision, recall, f1, fp_rate, auc over the rollouts from number `first` on; {} where there are none."""
@@ -355,7 +367,7 @@ def train(config: Config) -> dict:
     if config.mode == "r1p":
         tasks = labelled
     run.folder = open_folder(config, run.accelerator)
-    log = Log(run, {"labels_used": len(labelled), "labels_available": len(audit.truth)})
+    log = Log(run, {"labels_used": len(labelled), "labels_available": sum(t.labelled for t in audit.truth.values())})
     bar = tqdm(total=config.steps, desc=config.mode, disable=not run.accelerator.is_main_process)
 
     # 1. Warm-up: verified rollouts of the initial policy on the labelled tasks are the memory.
@@ -387,15 +399,15 @@ def train(config: Config) -> dict:
             updates_per_batch=config.updates_per_batch, micro_batch_size=config.micro_batch_size,
             max_grad_norm=config.max_grad_norm)  # fmt: skip
         watch.lap("update")
-        # 5. If wanted, fresh verified rollouts join the memory, which costs no new label, and the network is fitted anew.
+        # 5. The audit measures, for the log alone, what the predicted rewards were worth.
+        audit.add(run, experience)
+        watch.lap("audit")
+        # 6. If wanted, fresh verified rollouts join the memory (no new label is used) and the network is fitted anew.
         if run.memory is not None and config.refit_every > 0:
             remember(run, experience, rewards)
             if step % config.refit_every == 0:
                 run.memory.fit(config.seed + step)
             watch.lap("remember")
-        # 6. The audit measures, for the log alone, what the predicted rewards were worth.
-        audit.add(run, experience)
-        watch.lap("audit")
         log.step(step, experience, rewards, source, stats, watch, audit.metrics(audited))
         bar.update()
         bar.set_postfix(log.shown, refresh=False)
@@ -508,6 +520,7 @@ def save_checkpoint(run: Run, step: int, log: Log, audit: Audit) -> None:
 
     new, now, old = (run.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     run.accelerator.save_state(str(new), safe_serialization=False)
+    run.accelerator.wait_for_everyone()  # every process writes its random state there
     if run.accelerator.is_main_process:
         if run.memory is not None:
             run.memory.save(new / "memory.pt")
@@ -584,6 +597,9 @@ def report(results: dict) -> str:
 
 def compare(config: Config) -> None:
     """Run every mode with every seed, skip what is finished, and print the paper's table."""
+    check(config.mode == "memreward" and config.seed == 0 and not config.resume, "compare runs every mode with seeds 0 to "
+          "seeds - 1 and goes on by itself: leave out --mode, --seed and --resume")  # fmt: skip
+    check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: its runs are small, start it without accelerate launch")
     root = Path(config.output_dir or "runs/compare")
     settings = [name.name for name in dataclasses.fields(Config) if name.name not in
                 ("mode", "label_ratio", "seed", "seeds", "output_dir", "resume", "tracker", "traceback")]  # fmt: skip
@@ -613,8 +629,8 @@ def comparison(runs: list[dict]) -> str:
         if rows:
             cells = [mean_error([100 * row["after"][kind]["all"] for row in rows]) for kind in ("greedy", "sampled")]
             labels = f"{rows[0]['labels_used']}/{rows[0]['labels_available']}"
-            audits = [row["audit"] for row in rows if row.get("audit")]
-            audit = [mean_error([part[name] for part in audits], 3) if audits else "" for name in ("accuracy", "auc")]
+            audits = [[row["audit"].get(name) for row in rows if row.get("audit")] for name in ("accuracy", "auc")]
+            audit = ["" if None in values or not values else mean_error(values, 3) for values in audits]
             lines.append(f"{mode:<18}{cells[0]:>14}{cells[1]:>14}{labels:>11}{audit[0]:>20}{audit[1]:>18}{len(rows):>8}")
 
     score = lambda run: 100 * run["after"]["greedy"]["all"]  # noqa: E731
@@ -656,13 +672,22 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     if config.resume:
         path = Path(config.resume) / "config.json"
         check(path.is_file(), f"resume: {config.resume} is no run folder, it has no config.json")
-        config = dataclasses.replace(Config(**json.loads(path.read_text())), resume=config.resume)
+        given = [f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default]
+        other = [name for name in given if name not in ("resume", "traceback")]
+        check(not other, f"resume: leave out {', '.join(other)}, the settings of the run are in {path}")
+        saved = json.loads(path.read_text())
+        unknown = saved.keys() - {f.name for f in dataclasses.fields(Config)}
+        check(not unknown, f"resume: {path} has settings of another version: {', '.join(sorted(unknown))}")
+        config = dataclasses.replace(Config(**saved), resume=config.resume, traceback=config.traceback)
     return command, config
 
 
 def run_train(config: Config) -> None:
     """`python train.py`: one run and its table."""
-    print("\n" + report(train(config)))
+    check(config.seeds == 1, "seeds: only compare runs several; train takes one --seed")
+    results = train(config)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n" + report(results))
 
 
 COMMANDS = {"train": run_train, "compare": compare}
@@ -679,8 +704,8 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        if command != "train" or not config.output_dir:
-            sys.exit("\nstopped; to go on, run the same command again")
+        if command != "train" or not (Path(config.output_dir or "") / "checkpoint").is_dir():
+            sys.exit("\nstopped; run the same command again")
         sys.exit(f"\nstopped; to go on from the last checkpoint: python train.py --resume {config.output_dir}")
 
 

@@ -69,9 +69,10 @@ def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
 
 
 def test_the_audit_changes_nothing(quick, monkeypatch):
-    train.train(quick(steps=3))
+    settings = dict(steps=3, batch_size=8, refit_every=1, gnn_epochs=2)
+    train.train(quick(**settings))
     monkeypatch.setattr(train.Audit, "add", lambda *_: None)
-    train.train(quick(steps=3, output_dir=quick().output_dir + "2"))
+    train.train(quick(**settings, output_dir=quick().output_dir + "2"))
     one, two = weights(quick().output_dir), weights(quick().output_dir + "2")
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -145,7 +146,8 @@ BAD = [
     (["--steps", "0"], "steps"), (["--tasks", "wrold"], "tasks"), (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--model", "no/such/model"], "model"), (["--encoder", "no/such/encoder"], "encoder"), (["--max_prompt_length", "5"], "max_prompt_length"),
     (["--output_dir", "/proc/nowhere"], "output_dir"), (["--resume", "nowhere"], "resume"), (["--colour", "red"], "--colour"),
-    (["paint"], "paint"), (["--tracker", "trackio"], "tracker"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
+    (["paint"], "paint"), (["--seeds", "3"], "seeds"),
+    (["compare", "--mode", "oracle"], "--mode"), (["compare", "--seed", "3"], "--seed"), (["--gnn_hidden", "1"], "gnn_hidden"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
 ]  # fmt: skip
 
 
@@ -154,12 +156,38 @@ def test_bad_input_is_one_clear_line(arguments, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "1e6" in arguments:
-        arguments += ["--steps", "8", "--batch_size", "2", "--group_size", "2", "--train_tasks", "10", "--test_tasks", "3", "--mode", "oracle"]
+        arguments = [*arguments, "--steps", "8", "--batch_size", "2", "--group_size", "2", "--train_tasks", "10", "--test_tasks", "3", "--mode", "oracle"]
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
     message = str(stop.value)
     assert named in message and message.startswith("error: ") and "\n" not in message
     assert "1e6" in arguments or not list(tmp_path.iterdir()), "something half-written stays behind"
+
+
+def test_a_tracker_that_is_not_installed(quick, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else find(name, *rest))
+    with pytest.raises(ValueError, match="tracker: trackio is not installed"):
+        train.train(quick(tracker="trackio"))
+
+
+def test_resume_takes_its_settings_from_the_run(quick):
+    train.train(quick())
+    with pytest.raises(SystemExit, match="resume: leave out steps"):
+        train.main(["--resume", quick().output_dir, "--steps", "9"])
+
+
+def test_a_file_with_few_labels_is_used_as_it_is(quick, tmp_path):
+    rows = [{"id": str(i), "domain": "math", "question": f"Ann has {i} books.", "answer": str(i) if i % 4 == 0 else None} for i in range(24)]
+    (tmp_path / "few_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "few_test.jsonl").write_text("\n".join(map(json.dumps, rows[::4])))
+    settings = dict(tasks=str(tmp_path / "few_train.jsonl"), label_ratio=1.0, steps=1)
+    results = train.train(quick(**settings))
+    assert (results["labels_used"], results["labels_available"], results["audit"]) == (6, 6, {})
+    with pytest.raises(ValueError, match="18 train tasks have no label"):
+        train.train(quick(**settings, mode="oracle", output_dir=quick().output_dir + "2"))
 
 
 def test_a_finished_run_is_not_overwritten(quick):

@@ -84,7 +84,10 @@ def test_jsonl_round_trip_and_split(tmp_path):
     assert len(load_tasks(str(tmp_path / "mine_train.jsonl"), "test")) == 1
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"id": "1", "domain": "math"}', '{"id": "1", "domain": "art", "question": "?"}'])
+@pytest.mark.parametrize("line", ["{", "[]", '{"id": "1", "domain": "math"}', '{"id": "1", "domain": "art", "question": "?"}',
+                                  '{"id": 1, "domain": "math", "question": "?"}', '{"id": "1", "domain": "math", "question": "?", "answer": 5}',
+                                  '{"id": "1", "domain": "code", "question": "?", "tests": "assert f()"}',
+                                  '{"id": "0", "domain": "math", "question": "?"}'])
 def test_malformed_jsonl_names_file_and_line(tmp_path, line):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"id": "0", "domain": "math", "question": "1?", "answer": "1"}\n' + line)
