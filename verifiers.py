@@ -24,8 +24,10 @@ UNREADABLE = (ValueError, ArithmeticError, TypeError, KeyError, SyntaxError, Rec
 
 # ---- where the final answer stands ----
 
-REFUSED = re.compile(r"(?:\b(?:not|or|either|neither)|n't|\\neq?|[≠~≈]|\\approx|(?<=[\s$=(])-)[$*(\s]*\Z", re.I)
-RETRACTED = re.compile(r"\A[\s$.,)\]}\\*]*or\b|\A\s*\n\s*[-+$\\]*[0-9]|\b(?:wait|actually|oops|correction)\b", re.I)
+REFUSED = re.compile(r"(?:\b(?:not?|never|or|n?either)|n['’]t|\\neq?|[≠~≈]|\\approx|(?<=[\s$=(])-)[$*(\s]*\Z", re.I)
+RETRACTED = re.compile(r"\A[^\w?]*(?:\?|(?:text\W+)?(?:or\b|(?:is|was)"
+                       r"(?:(?:n['’]t| not)(?: the| right| correct)| wrong| incorrect| false)\b))"
+                       r"|\A\s*\n\s*[-+$\\]*[0-9]|\b(?:wait|actually|oops|correction)\b", re.I)
 BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|\bor\b|\band\b|\\text\{\s*(?:or|and)\s*\})[\s$]*(?:and|or)?[\s$]*")
 
 
@@ -94,6 +96,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in (  # once, in this or
     (r"(?<![\w.^])([0-9]+)(?: and|-)? ([0-9]+)/([0-9]+)", r"(\1+\2/\3)"),                                # 2 1/2
     (r"(?<![\w.^])([0-9]+)\s*(\\frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9]))", r"(\1+\2)"),
     (r"(?<=[0-9])\s*[xX]\s*(?=[0-9])", "*"), (r"(?i)\b(?:negative|minus)\s+(?=[0-9])", "-"),
+    (r"(?i)\b(?:over|under|up to)\s+(?=[$0-9])", "about "), (r"(?i)(?<=[0-9])\s+squared\b(?!\s+[a-z])", "^2"),
     (r"(?i)(?<=[0-9])\s+(hundred|thousand|million|billion)\b",
      lambda m: "*1" + "0" * {"h": 2, "t": 3, "m": 6, "b": 9}[m[1][0].lower()]))]
 CALLED = r"\\(?:(?:arc)?(?:sin|cos|tan)|sec|csc|cot|ln|log|exp)"
@@ -267,8 +270,8 @@ def _set(items: list[str]) -> str:
 
 # ---- math: from tokens to a key ----
 
-VAGUE = set("not no none than least most maybe perhaps probably possibly about around approximately roughly nearly "
-            "almost between either neither half quarter third guess unsure except wrong unknown".split())
+VAGUE = set("""not no none could might twice double than least most maybe perhaps probably possibly about around
+    approximately roughly nearly almost between either neither half halves quarter third guess except wrong unsure""".split())
 FLIPPED = {">": "<", r"\ge": r"\le"}
 
 
@@ -414,30 +417,27 @@ def verify_math(response: str, answer: str) -> float:
     (value, relation), (true_value, true_relation) = _math_keys(final), _math_keys(answer)
     if relation and true_relation:  # y = 5 is not x = 5
         return float(relation == true_relation)
-    if value is None or value == true_value:
-        return float(value is not None)
-    percent = re.compile(r"\\?%|percent")
-    if bool(percent.search(final)) == bool(percent.search(answer)):
-        return 0.0
-    final, answer = percent.sub("/100", final), percent.sub("/100", answer)  # 50% is 50, or else 0.5
-    return float(_math_keys(final)[0] == _math_keys(answer)[0])
+    if None in (value, true_value) or value == true_value:
+        return float(value is not None and value == true_value)
+    shares = [re.sub(r"\\?%|percent", "/100", text) for text in (final, answer)]  # 50% is 50, or else 0.5
+    return float((shares[0] == final) != (shares[1] == answer) and _math_keys(shares[0])[0] == _math_keys(shares[1])[0])
 
 
 # ---- QA ----
 
 STATEMENT = re.compile(
-    r"####|\\boxed\s*\{?|<answer>|\bI (?:choose|pick|select)\b|\b(?:answer|option|choice)\b[*\"'\s]{0,3}"
-    r"(?:(?:\s*(?:is|was|would|should|must|be)\b)+|\s*[:=：])"
-    r"|(?=\b(?:option |choice )?\(?[A-J]\)?\*{0,2} is (?:the )?(?:correct|right|best)\b)", re.I)
+    r"####|\\boxed\s*\{?|<answer>|\bI (?:choose|pick|select)\b|\b(?:answer|option|choice)\b"
+    r"(?: to th\w+ question)?[*\"'\s]{0,3}(?:(?:\s*(?:is|was|would|should|must|be)\b)+|\s*[:=：])"
+    r"|(?=\b(?:option |choice )?\(?[A-J]\)?\*{0,2} is (?:the )?(?:correct|right|best|answer)\b)", re.I)
 FILLER = r"[\W_]*(?:(?:the|correct|best|option|choice|answer|letter|is|definitely|clearly|therefore|thus)\b[\W_]*)*"
-LETTER = re.compile(FILLER + r"([A-J])(?!'?\w)(.*)", re.S | re.I)
-NO_LETTER = re.compile(FILLER + r"(?:not|none|no|neither|nor|either|both|unclear|unknown|cannot)\b", re.I)
-HEDGE = re.compile(r"[\W_]*(?:\bor\b|(?:(?:and|maybe|perhaps|possibly|option|choice)[\W_]+)*[A-J]"
-                   r"(?=[\W_]*\Z|[)\]}*.,;/\n]|\s+(?:or|and|are|both)\b))", re.I)
+LETTER = re.compile(FILLER + r"([A-J])(?!'?\w|\.\w\.)(.*)", re.S | re.I)
+NO_LETTER = re.compile(FILLER + r"(?:\b(?:not|none|no|neither|nor|either|both|unclear|unknown|cannot)|n['’]t)\b", re.I)
+HEDGE = re.compile(r"[\W_]*(?:\b(?:or|vs)\b|(?:(?:and|maybe|perhaps|possibly|option|choice)[\W_]+)*"
+                   r"(?!I\W.*\bI[IV])[A-J](?=[\W_]*\Z|[)\]}*.,;/\n]|\s+(?:or|and|are|both)\b))", re.I)
 ENDS = re.compile(r"\s*(?:[^\w\s]|\n|\Z)|\s+(?:because|since|as|due|is|which|for|based|given)\b")
 CHOICE_LINE = re.compile(
     r"^[^\w\n]*(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[^\w\n]+)?([A-J])(?:[^\w\n]*$|(?:[).:*]| -)[^\n]*$)"
-    r"|^(?![^\n]*\bnot\b)[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
+    r"|^(?![^\n]*(?:\bnot|n['’]t)\b)[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
 
 
 def _letter(text: str) -> str | None:
@@ -445,12 +445,12 @@ def _letter(text: str) -> str | None:
     text = re.sub(r"\\(?:text|math)\w*|\\mbox", "", unicodedata.normalize("NFKC", text))
     found = LETTER.match(text)
     if not found:
-        named = re.findall(r"\(([A-J])\)", text.partition("\n")[0])
-        return named[0] if len(named) == 1 and not NO_LETTER.match(text) else None
+        named = re.findall(r"\(([A-J])\)", line := text.partition("\n")[0])
+        return named[0] if len(named) == 1 and not NO_LETTER.search(line) else None
     letter, rest = found[1].upper(), found[2]
     if (found[1].islower() or letter in "AI") and not ENDS.match(rest):
         return None
-    others = set(re.findall(r"(?<!not )\b([A-J])\)", rest.partition("\n")[0])) - {letter}
+    others = set(re.findall(r"(?<!not )(?:\b(?=.\))|\b(?:is |be )|'s )([A-J])\b", rest.partition("\n")[0])) - {letter}
     return None if others or HEDGE.match(rest) or RETRACTED.search(rest) else letter
 
 

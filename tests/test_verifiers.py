@@ -28,6 +28,8 @@ RIGHT_NUMBERS = [
     ("0.3333333333333333", "1/3"), ("3 + 4", "7"), ("2^10", "1024"), ("2**10", "1024"), ("10/4", "2.5"), ("-0", "0"),
     ("(72)", "72"), ("1e3", "1000"), ("21st", "21"), ("=> 72", "72"), ("3/4 cup", "0.75"), ("14.80", "14.8"),
     ("72 (total)", "72"), ("5 #### 6", "6"),
+    ("18 left over", "18"), ("25 squared feet", "25"), ("3/8 of a pizza", "0.375"),
+    ("Janet makes $18 every day at the farmers' market.", "18"), ("$1,250.75", "1250.75"), ("18 (eggs)", "18"),
 ]
 WRONG_NUMBERS = [
     ("5 or 6", "5"), ("6 or 5", "5"), ("5, 6", "5"), ("5,6", "5"), ("5 and 6", "5"), ("5/6", "5"), ("5-6", "5"),
@@ -42,6 +44,9 @@ WRONG_NUMBERS = [
     ("1e999999", "1"), ("10^10^10", "10"), ("nan", "nan5"), ("inf", "5"), ("1/0", "0"), ("3*4 = 13", "13"),
     ("3x = 15", "15"), ("x > 5", "5"), ("5 is wrong", "5"), ("5. Wait, that is 6", "5"), ("5\nActually it is 6", "5"),
     ("I do not know", "5"), ("1" * 301, "1"), ("5:30", "5"), ("__import__('os')", "0"), ("[5, 5]", "5"),
+    ("it could be 5", "5"), ("twice 5", "5"), ("5 squared", "5"), ("over 5", "5"), ("5 halves", "5"), ("up to $5", "5"),
+    ("5 (or 6)", "5"),
+    ("5? No, 6", "5"), ("5 times 2", "5"), ("% 5", "no idea what this is about at all"), ("5 -> 6", "5"), ("5k", "5"),
     ("5 if x else 6", "5"), ("5 ± 1", "5"), ("5 +", "5"), ("5 6", "30"), ("1" * 301, "1" * 301),
 ]
 # (what stands in \boxed{...}, the reference)
@@ -75,6 +80,8 @@ RIGHT_LATEX = [
     (r"\text{even}", r"\text{even}"), (r"\infty", "∞"), (r"\emptyset", r"\varnothing"), ("3:2", "3 : 2"),
     (r"10,\!000", "10000"), (r"\boxed{7}", "7"), (r"\dfrac{1}{2}\,\text{ mile}", "0.5"),
     (r"4\sqrt{3}\ \text{cm}", r"4\sqrt{3}"), (r"m\angle A = 30^\circ", "30"), (r"\frac{9 \pi}{2}", r"4.5\pi"),
+    (r"\text{June 20}", "June 20"), (r"2^{2/3}", r"\sqrt[3]{4}"), (r"\sqrt{3}-1, -\sqrt{3}-1", r"-1\pm\sqrt{3}"),
+    (r"(0, 9), (9, 0)", "(9,0),(0,9)"), (r"\frac{5\pi}{6}\text{ radians}", r"\frac{5 \pi}{6}"), (r"4\frac12", "9/2"),
 ]
 WRONG_LATEX = [
     (r"\frac{3}{4}", "4/3"), (r"\frac{1}{2}", "2"), (r"\sqrt{2}", "2"), (r"\sqrt{2}", "1.414"), (r"2\pi", r"\pi"),
@@ -91,6 +98,9 @@ WRONG_LATEX = [
     ("2x", "2y"), ("a_1", "a_2"), (r"5\sqrt{2}", r"\sqrt{10}"), (r"e^{x}", "x^e"), (r"\log 100", r"\ln 100"),
     (r"0.\overline{3}", "0.3"), (r"(-\infty,1)\cup(2,\infty)", r"(-\infty,1)\cup[2,\infty)"), (r"2^{10}", "20"),
     (r"\frac{x}{y}", r"\frac{y}{x}"), (r"\pi", "355/113"), ("101_2", "12_3"), (r"0 \cdot \infty", r"\infty - \infty"),
+    ("(0,9)", "(0,9),(9,0)"), (r"3\times2", "(3,2)"), (r"5, \ldots, 10", "10"), (r"2 \text{ (extraneous: } 3)", "3"),
+    (r"\text{All reals except }2", "2"), (r"4\cdot\frac12", r"4\frac12"), (r"a/b+c", r"\frac{a}{b+c}"),
+    ("June 21", "June 20"),
 ]
 # (the whole response, the reference, its reward)
 RESPONSES = [
@@ -100,6 +110,8 @@ RESPONSES = [
     (r"#### 6 \boxed{5}", "5", 1), (r"#### \boxed{5}", "5", 1), (r"\boxed 5", "5", 1), (r"\boxed{ 5", "5", 0),
     (r"\fbox{5}", "5", 1), (r"$x=\boxed{5}$.", "5", 1), (r"\boxed{5} or \boxed{6}", "6", 0),
     (r"\boxed{5} or \boxed{6}", "5, 6", 1), (r"\boxed{5}, \boxed{6}", "6", 0), (r"\boxed{5} or 6", "5", 0),
+    (r"$\boxed{5}$ is not right, it is 6", "5", 0), (r"\boxed{5}?? I think 6", "5", 0), ("isn’t \\boxed{5}", "5", 0),
+    (r"\boxed{5}\text{ or }6", "5", 0), (r"\boxed{5} is not an odd one, as 5.", "5", 1),
     (r"either \boxed{5}", "5", 0), (r"not \boxed{5}", "5", 0), (r"\boxed{5}. Wait, \boxed{6}?", "5", 0),
     (r"\boxed{5} Wait, that is 6.", "5", 0), (r"$-\boxed{5}$", "5", 0), (r"\boxed{\text{It is }5}", "5", 1),
     (r"\boxed{\{1,2\}}", r"\{1,2\}", 1), ("#### 5\n#### 6", "5", 0), ("####5", "5", 1), ("### 5", "5", 0),
@@ -125,6 +137,10 @@ RIGHT_QA = [  # all for B
     "The answer is B, not A.", "I think of a dog.\n\n#### B", "So the correct one is **B**.", "I would pick (B).",
     "B\n\nParis is the capital.", "####\nB", "Answer：Ｂ", "#### B) A dog", "The answer is definitely B.",
     "The answer would be B", "#### 'B'", "#### Paris (B)", "#### B</s>",
+    "#### (B) I and II only", "#### B) is not soluble", "#### B. No, because it is illegal.",
+    "#### B) None of the above",
+    "(A) Iron.\n(B) Wood.\n\nSo the correct answer is:\n\n**(B) Wood**", "#### B) either rain or snow",
+    "The answer to the question is B.", "Therefore, B is the answer.", "#### B.Paris",
 ]
 WRONG_QA = [  # (response, reference): all earn nothing
     ("#### A", "B"), ("#### B or C", "B"), ("#### B and C", "B"), ("#### B/C", "B"), ("#### B, C", "B"),
@@ -142,7 +158,13 @@ WRONG_QA = [  # (response, reference): all earn nothing
     (r"\boxed{}", "A"), (r"\boxed{A} or \boxed{B}", "B"), ("A, B", "A"), ("A or B", "B"), ("**A** or **B**", "B"),
     ("The answer is unclear", "A"), ("The answer is B\n#### none", "B"), ("#### The answer is not A", "A"),
     ("the choice is yours", "C"), ("#### A, B, C, D", "D"), ("#### Oslo (A), Paris (B)", "A"),
-    ("The answer is B. But no, the answer is neither.", "B"),
+    ("The answer is B. But no, the answer is neither.", "B"), ("The answer is B? No, it is C.", "B"),
+    ("#### B vs C", "B"),
+    ("The answer is B. No, it is C.", "B"), ("#### B is wrong", "B"), ("#### B? Or C?", "B"), ("(B) is incorrect", "B"),
+    ("The answer is certainly not (B).", "B"), ("The answer isn't (B)", "B"), ("The answer isn’t (B).", "B"),
+    ("Is the answer B?", "B"), ("#### anything but B", "B"), ("#### A, I", "A"), ("#### A.M. hours", "A"),
+    ("No answer is B", "B"),
+    ("The answer is never B", "B"),
 ]
 
 
