@@ -13,10 +13,13 @@ A run folder holds config.json, metrics.jsonl (one line a step), results.json, c
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
+import random
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,7 +39,6 @@ def setting(default, text: str):
 class Config:
     """All settings of an experiment."""
 
-    # what
     mode: Literal["memreward", "r1p", "oracle", "majority"] = setting(
         "memreward", "who rewards unlabelled rollouts: memreward (the memory), majority (the group's vote), nobody (r1p: "
         "train on the labelled tasks only), oracle (every task keeps its label)")  # fmt: skip
@@ -160,9 +162,7 @@ def start(config: Config) -> Run:
     from memreward import FEATURES, ExperienceMemory, make_encoder
 
     if config.tracker != "none":
-        from importlib.util import find_spec
-
-        check(find_spec(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
+        check(importlib.util.find_spec(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
     tracker = None if config.tracker == "none" else config.tracker
@@ -226,8 +226,6 @@ def load_split(run: Run, split: str) -> list:
 
 def batch(tasks: list, step: int, config: Config) -> tuple[list, list[str]]:
     """The tasks of a step, and for each a key that names this visit: every epoch is a new permutation, batches are full."""
-    import random
-
     chosen, keys, orders = [], [], {}
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, len(tasks))
@@ -380,35 +378,35 @@ def train(config: Config) -> dict:
     bar.update(step)
 
     for step in range(step + 1, config.steps + 1):
-        watch, audited = Stopwatch(), len(audit.rewards)
+        seconds, began, audited = {}, time.perf_counter(), len(audit.rewards)
         # 2. Sample a group of rollouts for each task; every process takes its share of the batch.
         share = slice(run.accelerator.process_index, None, run.accelerator.num_processes)
         chosen, keys = (part[share] for part in batch(tasks, step - 1, config))
         experience = roll_out(run, chosen, keys, step)
-        watch.lap("sample")
+        lap(seconds, "sample", began)
         # 3. Rewards: the verifier where there is a label, else the memory (or the majority).
         rewards, source = acquire_rewards(chosen, experience.rollouts.texts, run.memory, experience.groups,
                                           experience.keys, config.threshold)  # (B, G), (B,)
-        watch.lap("reward")
+        lap(seconds, "reward", began)
         # 4. Advantages and one GRPO update.
         advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
         stats = policy_update(
             run.model, run.optimizer, run.accelerator, experience.rollouts,
             advantages.flatten().to(run.accelerator.device), experience.ref_logprobs if config.kl_coef > 0 else None,
-            temperature=config.temperature, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef, loss_norm=config.loss_norm,
-            updates_per_batch=config.updates_per_batch, micro_batch_size=config.micro_batch_size,
-            max_grad_norm=config.max_grad_norm)  # fmt: skip
-        watch.lap("update")
+            temperature=config.temperature, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef,
+            loss_norm=config.loss_norm, updates_per_batch=config.updates_per_batch,
+            micro_batch_size=config.micro_batch_size, max_grad_norm=config.max_grad_norm)  # fmt: skip
+        lap(seconds, "update", began)
         # 5. The audit measures, for the log alone, what the predicted rewards were worth.
         audit.add(run, experience)
-        watch.lap("audit")
+        lap(seconds, "audit", began)
         # 6. If wanted, fresh verified rollouts join the memory (no new label is used) and the network is fitted anew.
         if run.memory is not None and config.refit_every > 0:
             remember(run, experience, rewards)
             if step % config.refit_every == 0:
                 run.memory.fit(config.seed + step)
-            watch.lap("remember")
-        log.step(step, experience, rewards, source, stats, watch, audit.metrics(audited))
+            lap(seconds, "remember", began)
+        log.step(step, experience, rewards, source, stats, seconds, audit.metrics(audited))
         bar.update()
         bar.set_postfix(log.shown, refresh=False)
         if step % config.eval_every == 0 or step == config.steps:
@@ -432,16 +430,9 @@ def warm_up(run: Run, labelled: list) -> None:
     run.memory.fit(run.config.seed)
 
 
-class Stopwatch:
-    """Seconds of the stages of a step."""
-
-    def __init__(self):
-        self.seconds, self.last = {}, time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """The stage that ends now was `name`."""
-        now = time.perf_counter()
-        self.seconds[f"seconds/{name}"], self.last = now - self.last, now
+def lap(seconds: dict, name: str, began: float) -> None:
+    """Note as the seconds of stage `name` what has passed since `began` and belongs to no earlier stage."""
+    seconds[f"seconds/{name}"] = time.perf_counter() - began - sum(seconds.values())
 
 
 class Log:
@@ -462,8 +453,7 @@ class Log:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self.run.accelerator.log(numbers, step=step)
 
-    def step(self, step: int, experience: Experience, rewards, source: list[str], stats: dict, watch: Stopwatch,
-             audit: dict) -> None:
+    def step(self, step: int, experience: Experience, rewards, source, stats: dict, seconds: dict, audit: dict) -> None:
         """Log a training step; README explains every number."""
         import torch
 
@@ -475,8 +465,8 @@ class Log:
             "response_length": rollouts.mask.sum(1).mean().item(),
             "truncated": rollouts.truncated.float().mean().item(),
             **stats,
-            **watch.seconds,
-            "tokens_per_second": rollouts.attention_mask.sum().item() / sum(watch.seconds.values()),
+            **seconds,
+            "tokens_per_second": rollouts.attention_mask.sum().item() / sum(seconds.values()),
             **{f"audit/{name}": value for name, value in audit.items()},
         }
         self.write(step, row)
@@ -652,11 +642,8 @@ def mean_error(values: list[float], digits: int = 1) -> str:
     >>> mean_error([1.0, 2.0, 3.0]), mean_error([1.0])
     ('2.0 +- 0.6', '1.0')
     """
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return f"{mean:.{digits}f} +- {math.sqrt(variance / len(values)):.{digits}f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
 
 
 def parse(arguments: list[str]) -> tuple[str, Config]:
