@@ -132,7 +132,8 @@ class RewardGNN(nn.Module):
         self.feature_std.copy_(std.masked_fill(std < 1e-6, math.inf))
 
     def standardised(self, groups: Groups) -> Tensor:
-        return (groups.features - self.feature_mean) / self.feature_std  # (B, G, f)
+        """The features (B, G, f) with the memory's mean 0 and deviation 1."""
+        return (groups.features - self.feature_mean) / self.feature_std
 
     def embed(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
         """Input states of all nodes [queries, thinkings, answers], (B + 2*B*G, d+f+1): an embedding, the features of an
