@@ -1,25 +1,36 @@
-"""Tasks, prompts, verifiers and the built-in small world: everything MemReward knows about questions and answers.
+"""Tasks, prompts, verifiers, the built-in small world and the benchmarks: all that MemReward knows about questions.
 
 A task is a question with, perhaps, its label: a reference answer (math, qa) or assert tests (code). The label is what
 MemReward economises: `hide_labels` takes it away for good, and `verify` refuses a task that has none.
-How answers are judged stands in verifiers.py (math, multiple choice) and sandbox.py (code).
+How answers are judged stands in verifiers.py (math, multiple choice) and sandbox.py (code). A domain of your own is an
+instruction in INSTRUCTIONS and a function in VERIFIERS.
 """
 
 import itertools
 import json
 import random
 import re
+import ssl
+import sys
+import threading
+import urllib.error
+import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from sandbox import code_key, verify_code, verify_code_batch
-from verifiers import split_response, text_key, verify_math, verify_qa
+from tqdm import tqdm
 
-__all__ = ["Task", "answer_key", "hide_labels", "load_tasks", "make_prompt", "small_world", "split_response", "verify",
-           "verify_batch", "verify_code", "verify_math", "verify_qa"]
-DOMAINS = ("math", "qa", "code")
+from sandbox import code_key, extract_code, parse_code, signatures, verify_code, verify_code_batch
+from verifiers import last_boxes, question_key, split_response, text_key, verify_math, verify_qa
+
+__all__ = ["BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key", "extract_code",
+           "hide_labels", "load_splits", "load_tasks", "make_prompt", "parse_code", "reach_hub", "small_world", "split_response",
+           "verify", "verify_batch", "verify_code", "verify_math", "verify_qa"]
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -29,7 +40,7 @@ class Task:
 
     id: str
     dataset: str
-    domain: str  # math, qa or code
+    domain: str  # math, qa, code, or one of your own: see VERIFIERS
     question: str
     choices: tuple[str, ...] | None = None  # of a qa task; the answer is a letter
     answer: str | None = None
@@ -72,6 +83,9 @@ def make_prompt(task: Task) -> str:
 
 # ---------------------------------------------------------------------------------------------------- verifiers
 
+# function(response, answer) -> reward, of code (response, tests). Add your own domain here and to INSTRUCTIONS.
+VERIFIERS: dict[str, Callable[..., float]] = {"math": verify_math, "qa": verify_qa, "code": verify_code}
+
 
 def verify(task: Task, response: str) -> float:
     """1.0 if the response is right, else 0.0. A task without a label raises ValueError: no label is not a zero.
@@ -87,7 +101,7 @@ def verify_batch(tasks: Sequence[Task], responses: Sequence[str]) -> list[float]
     for task in tasks:
         if not task.labelled:
             raise ValueError(f"task {task.id} has no label to verify a response with")
-    rewards = [0.0 if task.domain == "code" else {"math": verify_math, "qa": verify_qa}[task.domain](response, task.answer)
+    rewards = [0.0 if task.domain == "code" else float(VERIFIERS[task.domain](response, task.answer))
                for task, response in zip(tasks, responses, strict=True)]  # fmt: skip
     code = [i for i, task in enumerate(tasks) if task.domain == "code"]
     for i, reward in zip(code, verify_code_batch([responses[i] for i in code], [tasks[i].tests for i in code])):
@@ -333,45 +347,304 @@ def small_world(part: str, seed: int) -> Iterator[Demonstration]:
 PARTS = ("train", "test", "pretrain", "pretrain")
 
 
+# ---------------------------------------------------------------------------------------------------- benchmarks
+
+
+class Benchmark(NamedTuple):
+    """Where a benchmark is, which of its splits are for training and for testing, and what makes a row a task."""
+
+    hub: str
+    config: str | None
+    train: str
+    test: str
+    task: Callable[[dict], Task | None]  # None: the row is not wanted; a task without a label: it is of no use
+    cut: str | None = None  # of a set with one split: the column whose checksum says which part a row belongs to
+
+
+def _math_row(question: str, answer: str | None) -> Task:
+    return Task("", "", "math", question.strip(), answer=answer)
+
+
+def _choice_row(question: str, choices: Iterable[str], right: int) -> Task:
+    choices = tuple(choice.strip() for choice in choices)
+    return Task("", "", "qa", question.strip(), choices, LETTERS[right] if 0 <= right < len(choices) <= 10 else None)
+
+
+def _gsm8k(row: dict) -> Task:
+    _, marker, answer = row["answer"].rpartition("####")
+    return _math_row(row["question"], answer.strip().replace(",", "") if marker else None)
+
+
+def _numina(row: dict) -> Task | None:
+    boxes = last_boxes(row["solution"])
+    task = _math_row(row["problem"], boxes[-1][2] if boxes else None)
+    return None if row["source"] in ("gsm8k", "math") else task  # they are benchmarks of their own
+
+
+def _lettered(row: dict, question: str = "question") -> Task:
+    """ARC, OpenBookQA, CommonsenseQA: choices with labels, A to E or 1 to 5, and the label of the right one."""
+    labels, key = row["choices"]["label"], (row["answerKey"] or "").strip()
+    return _choice_row(row[question], row["choices"]["text"], labels.index(key) if key in labels else -1)
+
+
+def _mmlu(row: dict) -> Task:
+    row = row.get("train") or row  # so the rows of auxiliary_train come in some versions
+    return _choice_row(row["question"], row["choices"], row["answer"])
+
+
+def _gpqa(row: dict) -> Task:
+    choices = [right := row["Correct Answer"], *(row[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
+    random.Random(f"gpqa {row['Record ID']}").shuffle(choices)
+    return _choice_row(row["Question"], choices, choices.index(right))
+
+
+def _humaneval(row: dict) -> Task:
+    solution, tests = row["prompt"] + row["canonical_solution"], (row["test"], f"check({row['entry_point']})")
+    return Task("", "", "code", row["prompt"].strip(), answer=solution, tests=tests)
+
+
+def _mbpp(row: dict) -> Task:
+    tests = (*row["test_imports"], *row["test_list"])
+    return Task("", "", "code", row["prompt"].strip(), answer=row["code"], tests=tests)
+
+
+BENCHMARKS = {
+    "gsm8k": Benchmark("openai/gsm8k", "main", "train", "test", _gsm8k),
+    "math": Benchmark("nlile/hendrycks-MATH-benchmark", None, "train", "test",
+                      lambda row: _math_row(row["problem"], row["answer"])),
+    "gsm_symbolic": Benchmark("apple/GSM-Symbolic", "main", "test", "test", _gsm8k, cut="original_id"),  # by template
+    "mmlu": Benchmark("cais/mmlu", "all", "auxiliary_train", "test", _mmlu),
+    "commonsenseqa": Benchmark("tau/commonsense_qa", None, "train", "validation", _lettered),  # test has no keys
+    "obqa": Benchmark("allenai/openbookqa", "main", "train", "test", lambda row: _lettered(row, "question_stem")),
+    "arc_c": Benchmark("allenai/ai2_arc", "ARC-Challenge", "train", "test", _lettered),
+    "gpqa": Benchmark("Idavidrein/gpqa", "gpqa_diamond", "train", "train", _gpqa, cut="Record ID"),
+    "humaneval_plus": Benchmark("evalplus/humanevalplus", None, "test", "test", _humaneval, cut="task_id"),
+    "mbpp_plus": Benchmark("evalplus/mbppplus", None, "test", "test", _mbpp, cut="task_id"),
+    "numina_math": Benchmark("AI-MO/NuminaMath-CoT", None, "train", "train", _numina, cut="problem"),
+    "piqa": Benchmark("baber/piqa", None, "train", "validation", lambda row: _choice_row(
+        row["goal"], (row["sol1"], row["sol2"]), int(row["label"]))),
+    "siqa": Benchmark("lighteval/siqa", None, "train", "validation", lambda row: _choice_row(
+        f"{row['context']} {row['question']}", (row[f"answer{letter}"] for letter in "ABC"), int(row["label"]) - 1)),
+}  # fmt: skip
+OUT_OF_DOMAIN = ("numina_math", "piqa", "siqa")  # in the paper: tested, never trained on
+STREAMED = ("numina_math",)  # 860,000 rows, of which a few hundred are wanted
+CUT_BY_HASH = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.cut)
+SHARES = ("train",) * 5 + ("test",) * 3 + ("valid",) * 2  # the paper's 50, 30 and 20 %; the last part stays unused
+
+
+@lru_cache
+def _hub_error(endpoint: str) -> str | None:
+    """Why the hub gives no answer within five seconds, or None. In a thread: looking up a name may take longer."""
+    errors: list[str | None] = ["no answer within 5 seconds"]
+
+    def probe():
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
+            errors.append(None)
+        except Exception as error:  # a status is an answer, and so is a certificate, which the hub's library judges
+            reason = getattr(error, "reason", error)
+            answered = isinstance(error, urllib.error.HTTPError) or isinstance(reason, ssl.SSLError)
+            errors.append(None if answered else str(reason))
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(5)
+    return errors[-1]
+
+
+def reach_hub(name: str) -> None:
+    """To be called before `name`, a folder, a model or a dataset of the hub, is loaded: a missing hub fails at once.
+
+    The hub's libraries would retry for 20 s and more. Where the hub gives no answer, they are told to work offline:
+    what their cache holds is loaded, all else raises their error at once. HF_ENDPOINT and HF_HUB_OFFLINE are obeyed.
+    """
+    if Path(name).exists():
+        return
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and (error := _hub_error(constants.ENDPOINT)):
+        import datasets
+
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        print(f"the hub {constants.ENDPOINT} is out of reach ({error}): only what is cached can be loaded", file=sys.stderr)
+
+
+def _hub_rows(name: str, split: str) -> Iterator[Task | str]:
+    """The tasks of one part of a benchmark, and for each row without one the reason."""
+    hub, config, *parts, mapping, cut = BENCHMARKS[name]
+    part = parts[split == "test"]
+    reach_hub(hub)
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub, config, split=part, streaming=name in STREAMED)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise ValueError(f"tasks: {name}: {hub} is gated or gone; ask for access at https://huggingface.co/datasets/"
+                         f"{hub} and log in with `hf auth login` ({error})") from None  # fmt: skip
+    except OSError as error:
+        raise ConnectionError(f"tasks: {name}: the hub is out of reach and {hub} is not in its cache: connect, set "
+                              f"HF_ENDPOINT to a mirror, or give .jsonl files ({error})") from None  # fmt: skip
+    except ValueError as error:  # no such config or split
+        raise ValueError(f"tasks: {name}: {hub} is not as its line of BENCHMARKS in data.py says: {error}") from None
+    for position, row in enumerate(rows):
+        try:
+            if cut and SHARES[zlib.crc32(str(row[cut]).encode()) % len(SHARES)] != split:
+                continue
+            task = mapping(row)
+        except KeyError as error:
+            raise ValueError(f"tasks: {name}: {hub} has no column {error}, only {', '.join(row)}; the set has changed: "
+                             f"adapt its line of BENCHMARKS in data.py, or give a .jsonl file") from None  # fmt: skip
+        if task is None:
+            yield "of a source that is left out"
+        else:
+            yield replace(task, id=f"{name}/{part}/{position}", dataset=name) if task.labelled else "no usable answer"
+
+
 # ---------------------------------------------------------------------------------------------------- loading
 
 
+def name_functions(task: Task) -> Task:
+    """A code question that does not name what its tests call gets the signatures, in plain words.
+
+    It happens before labels are hidden, so that the prompt is the same with and without them.
+
+    >>> name_functions(Task("", "", "code", "Add two numbers.", tests=("assert add(1, 2) == 3",))).question
+    'Add two numbers.\\nDefine add(a, b).'
+    """
+    if task.domain != "code" or not task.tests:
+        return task
+    named = {name for pair in re.findall(r"(\w+)\s*\(|\bclass\s+(\w+)", task.question) for name in pair}
+    missing = [call for name, call in signatures(task.tests, task.answer or "").items() if name not in named]
+    return replace(task, question=f"{task.question}\nDefine {', '.join(missing)}.") if missing else task
+
+
+def _names(names: str) -> list[str]:
+    """Those of a comma-separated list, each once."""
+    found = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
+    for name in found:
+        if name != "world" and name not in BENCHMARKS and Path(name).suffix != ".jsonl":
+            raise ValueError(f"tasks: {name!r} is neither 'world' nor the path of a .jsonl file nor a benchmark: "
+                             f"{', '.join(BENCHMARKS)}")  # fmt: skip
+    return found
+
+
+def _rows(name: str, split: str, limit: int | None, seed: int) -> list[Task | str] | Iterator[Task | str]:
+    """All of one set's part: a list, to be drawn from, or a stream."""
+    if name == "world":
+        return [item.task for item in itertools.islice(small_world(split, seed), limit or 600)]
+    if name in STREAMED and limit is None:
+        raise ValueError(f"tasks: {name} is streamed and needs a limit; the paper's are 750 train and 450 test tasks")
+    if name in BENCHMARKS:
+        return _hub_rows(name, split) if name in STREAMED else list(_hub_rows(name, split))
+    path = Path(name)
+    if pair := re.fullmatch(r"(.*)_(?:train|test)", path.stem):
+        path = path.with_name(f"{pair[1]}_{split}.jsonl")
+    tasks = [task for task in read_jsonl(path) if pair or (zlib.crc32(task.id.encode()) % 10 < 7) == (split == "train")]
+    own = lambda task: task.id if task.id.startswith(task.dataset) else f"{path.stem}/{task.id}"  # noqa: E731
+    return [replace(task, id=own(task)) for task in tasks]
+
+
+def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator[Task]:
+    """The rows that can be verified and whose question has not been seen; the others are counted by reason."""
+    for row in rows:
+        if isinstance(row, str):
+            dropped[row] += 1
+        elif row.domain in ("math", "qa") and row.labelled and not verify(row, rf"\boxed{{{row.answer}}}"):
+            dropped["no usable answer"] += 1  # no response could equal it
+        elif reason := seen.get(key := question_key(row.question, row.choices)):
+            dropped[reason] += 1
+        else:
+            seen[key] = "asked before"
+            yield row
+
+
+def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,
+          dropped: Counter) -> list[Task]:  # fmt: skip
+    """At most `limit` tasks of a set: fresh ones, and of code those whose reference solution passes its own tests."""
+    if isinstance(rows, list) and limit is not None and limit < len(rows):
+        rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next in order stands in for a dropped one
+    fresh, kept, limit = _fresh(rows, seen, dropped), [], sys.maxsize if limit is None else limit
+    with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen only where it takes long
+        while chunk := list(itertools.islice(fresh, min(32, limit - len(kept)))):
+            checked = [task for task in chunk if task.domain == "code" and task.answer and task.tests]
+            passed = verify_code_batch([task.answer for task in checked], [task.tests for task in checked])
+            failed = {task.id for task, reward in zip(checked, passed) if not reward}
+            dropped["reference fails its tests"] += len(failed)
+            kept += [name_functions(task) for task in chunk if task.id not in failed]
+            bar.update(len(chunk))
+    if not kept:
+        raise ValueError(f"tasks: {name} has no {split} tasks" + (f" left: {dict(+dropped)}" if +dropped else ""))
+    return kept
+
+
+def _unique(tasks: list[Task]) -> list[Task]:
+    """The tasks, or ValueError where two of them have one id: the memory and the noise of sampling know tasks by id."""
+    for task_id, count in Counter(task.id for task in tasks).most_common(1):
+        if count > 1:
+            raise ValueError(f"tasks: {count} tasks have the id {task_id!r}; give each set's tasks ids of their own")
+    return tasks
+
+
 def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-    """Load the train or test tasks of "world" (the built-in small world) or of a JSONL file.
+    """Load the train or test tasks of "world" (the built-in small world), a benchmark, a JSONL file, or several.
 
     A JSONL line holds the fields of `Task` (id, domain and question at least). Of NAME_train.jsonl or NAME_test.jsonl,
-    the file of the split is read; any other file is cut by the checksum of the ids, 70 % of them for training.
+    the file of the split is read; any other file is cut by the checksum of the ids, 70 % of them for training. The
+    benchmarks in CUT_BY_HASH have one split, cut by a checksum: 50 % train, 30 % test, and the paper's 20 % for
+    validation unused. Left out is what cannot be verified, and a question's repetition; `load_splits` counts these.
 
     Args:
+        name_or_path: comma-separated: "world", names of BENCHMARKS, paths of .jsonl files.
         split: "train" or "test".
-        limit: at most so many tasks, drawn with `seed`; None is all of a file, 600 tasks of the world.
-        seed: of the draw. The world's test tasks are the same for every seed.
+        limit: at most so many tasks of each set; None is all of them, 600 tasks of the world.
+        seed: of the draw of training tasks. Test tasks, and a stream's first, are the same for every seed.
     Raises:
-        FileNotFoundError, ValueError: one line that names the file and the line.
+        ValueError, OSError: one line that names the set, or the file and its line, and what to do.
 
     >>> [task.domain for task in load_tasks("world", "test", limit=3)]
     ['math', 'qa', 'code']
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: {split!r} is neither 'train' nor 'test'")
-    if name_or_path == "world":
-        world = small_world(split, seed if split == "train" else 0)
-        return [item.task for item in itertools.islice(world, limit or 600)]
-    path = Path(name_or_path)
-    if path.suffix != ".jsonl":
-        raise ValueError(f"tasks: {name_or_path!r} is neither 'world' nor the path of a .jsonl file")
-    pair = re.fullmatch(r"(.*_)(?:train|test)", path.stem)
-    path = path.with_name(f"{pair[1]}{split}.jsonl") if pair else path
-    tasks = read_jsonl(path)
-    if not pair:
-        tasks = [task for task in tasks if (zlib.crc32(task.id.encode()) % 10 < 7) == (split == "train")]
-    if not tasks:
-        raise ValueError(f"tasks: {path} has no {split} tasks")
-    return tasks if limit is None or limit >= len(tasks) else random.Random(f"{split} {seed}").sample(tasks, limit)
+    seed = seed if split == "train" else 0
+    return _unique([task for name in _names(name_or_path) for task in
+                    _draw(name, split, _rows(name, split, limit, seed), limit, seed, {}, Counter())])  # fmt: skip
+
+
+def load_splits(tasks: str, ood: str = "", train_limit: int | None = None, test_limit: int | None = None,
+                seed: int = 0) -> tuple[list[Task], list[Task], dict[str, dict[str, int]]]:  # fmt: skip
+    """Training tasks, test tasks, and the rows dropped, by set and reason: {"gsm8k": {"in a test set": 3}}.
+
+    No training question occurs in a test set (in all of its test part, drawn or not; of a stream, in what was read),
+    nor twice in training: the label that one copy keeps would be the other's. A test set holds each question once, so
+    that none counts double; two test sets may share one, so that no result depends on which others are tested.
+
+    Args:
+        tasks: sets to train on and to test, as in `load_tasks`; ood: sets to test only, out of domain.
+        train_limit, test_limit: at most so many tasks of each set; the paper's are 750 and 450.
+        seed: of the draw of training tasks; test tasks are the same for every seed.
+    """
+    names, others = _names(tasks), _names(ood)
+    if both := set(names) & set(others):
+        raise ValueError(f"ood: {', '.join(sorted(both))} also stands in tasks; what is trained on is in domain")
+    dropped, seen, train, test = {name: Counter() for name in names + others}, {}, [], []
+    for name in tqdm(names + others, "test sets", delay=3, leave=False):
+        rows = _rows(name, "test", test_limit, 0)
+        drawn = _draw(name, "test", rows, test_limit, 0, {}, dropped[name])
+        known = [task for task in (rows if isinstance(rows, list) else drawn) if isinstance(task, Task)]
+        seen.update({question_key(task.question, task.choices): "in a test set" for task in known})
+        test += drawn
+    for name in tqdm(names, "training sets", delay=3, leave=False):
+        train += _draw(name, "train", _rows(name, "train", train_limit, seed), train_limit, seed, seen, dropped[name])
+    _unique(train + test)
+    return train, test, {name: dict(+reasons) for name, reasons in dropped.items() if +reasons}
 
 
 def read_jsonl(path: Path) -> list[Task]:
-    """Read tasks from a JSONL file, one object a line; errors name the file and the line."""
+    """Read tasks from a JSONL file, one object a line; errors name the file and the line.
+
+    A task's dataset is the name of its file, without _train or _test, unless the line says another.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"tasks: there is no file {path}")
     tasks: dict[str, Task] = {}
@@ -381,16 +654,31 @@ def read_jsonl(path: Path) -> list[Task]:
         try:
             row = json.loads(line)
             choices, tests = (tuple(row.get(name) or ()) or None for name in ("choices", "tests"))
-            task = Task(row["id"], row.get("dataset", path.stem), row["domain"], row["question"], choices,
-                        row.get("answer"), tests)  # fmt: skip
+            dataset = row.get("dataset") or re.sub("_(train|test)$", "", path.stem)
+            task = Task(row["id"], dataset, row["domain"], row["question"], choices, row.get("answer"), tests)
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}:{number}: not a task in JSON with id, domain and question ({error!r})") from None
-        texts = [task.id, task.question, "" if task.answer is None else task.answer, *(task.choices or ()), *(task.tests or ())]
-        if not all(isinstance(text, str) for text in texts) or isinstance(row.get("tests"), str):
-            raise ValueError(f"{path}:{number}: id, question, answer and the items of choices and tests must be strings")
-        if task.domain not in DOMAINS:
-            raise ValueError(f"{path}:{number}: domain {task.domain!r} is not one of {', '.join(DOMAINS)}")
+        texts = [task.id, task.question, "" if task.answer is None else task.answer, *(choices or ()), *(tests or ())]
+        if not all(isinstance(text, str) for text in texts) or str in map(type, (row.get("choices"), row.get("tests"))):
+            raise ValueError(f"{path}:{number}: id, question, answer, and all choices and tests must be strings")
+        if task.domain not in VERIFIERS.keys() & INSTRUCTIONS.keys():
+            raise ValueError(f"{path}:{number}: domain {task.domain!r} is not one of {', '.join(VERIFIERS)}; one of "
+                             f"your own stands in data.VERIFIERS and data.INSTRUCTIONS first")  # fmt: skip
         if task.id in tasks:
             raise ValueError(f"{path}:{number}: the id {task.id!r} stands there a second time")
         tasks[task.id] = task
     return list(tasks.values())
+
+
+def read_rollouts(path: Path) -> tuple[list[Task], list[str], list[float]]:
+    """B tasks, and B*G responses and rewards, of a JSONL file whose lines also hold `rollouts: [{response, reward}]`."""
+    tasks = read_jsonl(path)
+    groups = [json.loads(line).get("rollouts") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        pairs = [(str(rollout["response"]), float(rollout["reward"])) for group in groups for rollout in group]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'rollouts: {path}: every line needs "rollouts": [{{"response": text, "reward": 0 or 1}}, ...], '
+                         f"one has {error!r}") from None  # fmt: skip
+    if not pairs or len({len(group) for group in groups}) > 1 or {reward for _, reward in pairs} - {0.0, 1.0}:
+        raise ValueError(f"rollouts: {path}: wanted equally many rollouts in every line, with rewards of 0 or 1")
+    return tasks, *map(list, zip(*pairs))

@@ -24,6 +24,7 @@ import select
 import shutil
 import signal
 import socket
+import string
 import struct
 import subprocess
 import sys
@@ -124,13 +125,19 @@ PLAIN = {  # type: (the parts of a value, the value of its parts)
     Decimal: (lambda value: [str(value)], lambda parts: Decimal(*parts)), Iterator: (iter, iter)}
 TYPES = {kind.__name__: kind for kind in PLAIN}
 METHODS = set().union(*map(dir, (*PLAIN, str, float, BaseException, random.Random)))  # what tests may ask of values
+METHODS.add("dtype")  # EvalPlus asks arrays for it, and none crosses
 
 
 def encode(value, opaque=False):
-    """A plain value as JSON. A subclass becomes its plain base, without methods; opaque: other true objects, a mark."""
+    """A plain value as JSON. A subclass becomes its plain base, without methods, and numpy's numbers Python's.
+
+    opaque: any other object that is true becomes a mark.
+    """
     kind = next((kind for kind in type(value).__mro__ if kind in (bool, str, float) or kind in PLAIN), None)
     if value is None or kind in (bool, str, float) or kind is int and abs(value) < 1 << 60:
         return value
+    if kind is None and getattr(value, "ndim", None) == 0:  # a number of numpy's
+        return encode(value.item(), opaque)
     if isinstance(value, (Iterator, MappingView)):
         kind = Iterator
     elif kind is None and opaque and value:
@@ -202,7 +209,7 @@ def judge(connection, request, verdict):
     """The process of the tests: it alone knows them, and says "1" when all of them have passed."""
     channel = connection.makefile("rwb")
     program, tests = json.load(request.makefile("rb"))
-    names, modules, beside = survey(ast.parse(tests))
+    names, modules, beside = survey(tree := ast.parse(tests))
     if missing := call(channel, "<define>", program, names):
         raise NameError(f"the solution lacks {missing}")
     if beside:
@@ -210,7 +217,7 @@ def judge(connection, request, verdict):
         passed = call(channel, "<beside>", tests, secret) == secret
     else:
         space = {name: importlib.import_module(name) for name in modules}
-        exec(compile(tests, "tests", "exec"), space | {name: functools.partial(call, channel, name) for name in names})
+        exec(compile(tree, "tests", "exec"), space | {name: functools.partial(call, channel, name) for name in names})
         passed = True
     if passed:
         verdict.send(b"1")
@@ -228,7 +235,7 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
     >>> survey(ast.parse("stack = Stack(); stack.push(1); assert stack.pop() == 1"))
     (['Stack'], [], True)
     """
-    nodes = list(ast.walk(tests))
+    nodes = [node for node in ast.walk(tests) if not isinstance(node, (ast.Constant, ast.UnaryOp))]  # the bulk of data
 
     def of(*kinds):
         return [node for node in nodes if isinstance(node, kinds)]
@@ -264,6 +271,25 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
         or any(node.id in names and node not in called for node in loads)
         or any(isinstance(arg, ast.Lambda) or getattr(arg, "id", 0) in functions for arg in handed)
         or any(re.fullmatch("[A-Z][A-Za-z0-9]*", call.func.id) and call not in asserted for call in calls_of(names)))
+
+
+def signatures(tests: Sequence[str], solution: str = "") -> dict[str, str]:
+    """What tests want of a solution, name by name, with its arguments: those of `solution` where it defines the name,
+    else as many letters as the tests pass arguments.
+
+    >>> signatures(["assert add(1, 2) == 3"]), signatures(["assert add(1, 2) == 3"], "def add(x, *more): ...")
+    ({'add': 'add(a, b)'}, {'add': 'add(x, *more)'})
+    """
+    tree, reference = parse_code("\n".join(tests), math.inf), parse_code(solution)
+    if tree is None:
+        raise ValueError(f"tests must be Python statements, at least one of them: {tests[0][:80]!r}")
+    defined = [node for node in getattr(reference, "body", ()) if isinstance(node, FUNCTIONS[:2])]
+    arguments = {node.name: ast.unparse(node.args) for node in defined}
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            letters = string.ascii_lowercase[: len(call.args) + len(call.keywords)]
+            arguments.setdefault(call.func.id, ", ".join(letters))
+    return {name: f"{name}({arguments[name]})" if name in arguments else name for name in survey(tree)[0]}
 
 
 # ---- Code: confinement, and the server that forks --------------------------------------------------------------------
@@ -380,7 +406,7 @@ def supervise(request, seconds):
 def serve():
     """The server's process: it forks a supervisor for every request and ends with the process that started it."""
     sys.path.pop(0)  # data.py's own folder holds nothing for a solution to import
-    for name in "bisect cmath copy hashlib heapq itertools statistics string typing".split():
+    for name in "bisect cmath copy hashlib heapq itertools numpy statistics string typing".split():
         importlib.import_module(name)
     tempfile.gettempdir()  # looks for one only once
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -417,7 +443,8 @@ def server():
     if _server is None or _server[0].poll() is not None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-sB", os.path.abspath(__file__), "--serve"]
-        process = subprocess.Popen(command, stdin=theirs, cwd="/", env={"PYTHONHASHSEED": "0"}, start_new_session=True)
+        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}  # a thread would not outlive a fork
+        process = subprocess.Popen(command, stdin=theirs, cwd="/", env=environment, start_new_session=True)
         theirs.close()
         if missing := json.loads(ours.recv(4096)):
             warnings.warn(f"this system confines no code in its {', nor in its '.join(missing)}: use a container")

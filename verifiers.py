@@ -31,7 +31,7 @@ RETRACTED = re.compile(r"\A[^\w?]*(?:\?|(?:text\W+)?(?:or\b|(?:is|was)"
 BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|\bor\b|\band\b|\\text\{\s*(?:or|and)\s*\})[\s$]*(?:and|or)?[\s$]*")
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
+def last_boxes(text: str) -> list[tuple[int, int, str]]:
     r"""(start, end, content) of those among the last eight `\boxed{...}` whose braces balance."""
     found = []
     for box in list(re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|([\w.]+))", text))[-8:]:
@@ -50,7 +50,7 @@ def _final_math(response: str) -> tuple[int, str]:
     """(where the last marker starts, the final answer's text: "" where there is none, or it is denied or hedged)."""
     hashes = response.rfind("####", max(len(response) - SEARCHED, 0))
     offset = hashes + 4 if hashes >= 0 else max(len(response) - SEARCHED, 0)
-    text, boxes = response[offset:], _boxes(response[offset:])
+    text, boxes = response[offset:], last_boxes(response[offset:])
     if boxes:
         start, end, answer = boxes.pop()
         while boxes and BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):  # \boxed{1} and \boxed{2}: one list
@@ -481,7 +481,24 @@ def verify_qa(response: str, answer: str) -> float:
     return float(_final_qa(response)[2] == answer.strip("() .").upper())
 
 
-# ---- both ----
+# ---- all of them ----
+
+TELLING = re.compile(r"[^\W_]|[+/<>=^]|[-*](?=\s*[\d(])|(?<=\d)\.(?=\d)")  # other punctuation is style
+
+
+def question_key(question: str, choices: tuple[str, ...] | None = None) -> tuple[str, frozenset[str]]:
+    """Equal for questions that differ in case, spaces, punctuation or the order of their choices only.
+
+    >>> question_key("What is 2 + 3?", ("6", "5.")) == question_key("what is  2+3", ("5", "6"))
+    True
+    >>> question_key("2 - 3?") == question_key("23?"), question_key("1.5?") == question_key("15?")
+    (False, False)
+    """
+    question, *choices = ("".join(TELLING.findall(unicodedata.normalize("NFKC", text).casefold()))
+                          for text in (question, *(choices or ())))  # fmt: skip
+    return question, frozenset(choices)
+
+
 
 def split_response(response: str, domain: str) -> tuple[str, str]:
     """(thinking, answer): what stands before the final answer's marker, and the final answer ("" where there is none).
@@ -492,14 +509,19 @@ def split_response(response: str, domain: str) -> tuple[str, str]:
     if domain == "code":
         code = extract_code(response)
         return response.partition("```")[0] if "```" in response else response.replace(code, ""), code
+    if domain not in ("math", "qa"):
+        thinking, marker, answer = response.rpartition("####")
+        return (thinking, answer.strip()) if marker else (response, "")
     start, answer = _final_math(response) if domain == "math" else _final_qa(response)[:2]
     return response[:start], answer
 
 
 def text_key(response: str, domain: str) -> str | None:
-    """The canonical final answer of a math or QA response: equal for equal answers, None where there is none.
+    """The canonical final answer of a response, code apart: equal for equal answers, None where there is none.
 
     >>> [text_key(r, "math") for r in ("#### $1,000", "#### 1000.00", r"\\boxed{\\frac12}", "#### 0.5", "who knows")]
     ['1000', '1000', '1/2', '1/2', None]
     """
+    if domain not in ("math", "qa"):
+        return " ".join(split_response(response, domain)[1].casefold().split()) or None
     return _final_qa(response)[2] if domain == "qa" else _math_keys(_final_math(response)[1])[0]

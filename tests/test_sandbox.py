@@ -718,7 +718,7 @@ if os.fork() == 0:
 os.wait()
 """
 BOMB = "import os\nfor _ in range(7): os.fork()\n"
-PROGRAM = "import subprocess\nsubprocess.Popen(['sleep', '60'])\n"
+PROGRAM = "import subprocess\nsubprocess.Popen(['sleep', '61.7'])\n"
 
 
 @linux
@@ -741,7 +741,7 @@ def test_nothing_outlives_the_call(program, filtered, tmp_path, monkeypatch):
     for name in filter(str.isdigit, set(os.listdir("/proc")) - before):
         with contextlib.suppress(OSError):
             line = Path("/proc", name, "cmdline").read_bytes()
-            assert str(path).encode() not in line and b"sleep" not in line
+            assert str(path).encode() not in line and b"61.7" not in line
     data.forget_server()
 
 
