@@ -33,7 +33,9 @@ from zlib import crc32
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -133,7 +135,7 @@ def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens
 
     was_training = model.training
     model.eval()
-    for chunk in micro_batches(prompt_mask, max(1, batch_size // group_size)):
+    for chunk in by_length(prompt_mask, torch.arange(len(prompts))).split(max(1, batch_size // group_size)):
         where = (chunk[:, None] * group_size + torch.arange(group_size, device=device)).flatten()  # (n,)
         left = int(prompt_mask[chunk].any(0).long().argmax())  # padding of the whole chunk
         tokens = decode(model, prompt[chunk, left:], prompt_mask[chunk, left:], group_size, noise[where],
@@ -151,6 +153,19 @@ def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens
     spans = mask.sum(1).long() - (~truncated).long()  # cut EOS by place: it may be no special token
     texts = [tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in zip(response.tolist(), spans.tolist())]
     return Rollouts(ids, attention_mask, mask, logprobs, texts, truncated)
+
+
+def tokenize_rollouts(tokenizer, prompts: list[str], texts: list[str]) -> Rollouts:
+    """What others wrote as Rollouts: B prompts and B*G responses, each closed by EOS. There are no log-probabilities."""
+    encode = lambda texts: [tokenizer(text, add_special_tokens=False).input_ids for text in texts]  # noqa: E731
+    group, eos = len(texts) // len(prompts), [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    asked = [ids for ids in encode(prompts) for _ in range(group)]
+    written = [ids + eos for ids in encode(texts)]
+    left, right = max(map(len, asked)), max(map(len, written))
+    ids = torch.tensor([[0] * (left - len(p)) + p + r + [0] * (right - len(r)) for p, r in zip(asked, written)])
+    seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p + r) + [0] * (right - len(r)) for p, r in zip(asked, written)])
+    mask = seen[:, left:].float()
+    return Rollouts(ids, seen, mask, torch.zeros_like(mask), texts, torch.zeros(len(texts), dtype=torch.bool))
 
 
 def decode(model, prompt: Tensor, attention_mask: Tensor, group_size: int, noise: Tensor, stop: Tensor,
@@ -191,50 +206,153 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature: float = 1.0,
-                      hidden: bool = False, batch_size: int | None = None) -> Scores:
+def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature: float = 1.0, hidden: bool = False,
+                      batch_size: int | None = None, share_prompts: bool = True) -> Scores:
     """Equation (2) and the entropy for the last `length` columns of `ids` (N, P+T), whose attention mask is `mask`.
 
-    Logits are formed for the response only. Columns that are padding in every row are cut before the pass and come back
-    as zeros, so a batch of short rows is cheap. batch_size: rows of one pass, rows of like length together (None: all).
+    Rows are packed for the pass: no padding but at the end, and a prompt that rows have in common is computed once
+    where the model allows it. share_prompts=False computes it for every row: slower, the same numbers.
+    batch_size: rows of one pass, rows of one prompt and of like length together (None: all).
+    The logits of all tokens never exist at once: inside the model's own forward, where sharded weights are whole, its
+    output head returns the two numbers of each token in their place. A model that does something to logits after the
+    head (soft-capping, scaling) does it to these, which is noticed and raises ValueError.
     """
+    bare = extract_model_from_parallel(model)
+    share = share_prompts and can_share(bare)
+    groups = same_prompts(ids, mask, length) if share else torch.arange(len(ids), device=ids.device)  # (N,)
     if batch_size is not None and batch_size < len(ids):
-        batches = micro_batches(mask, batch_size)
-        parts = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden) for rows in batches]
-        order = torch.cat(batches).argsort()
-        return Scores(*(None if values[0] is None else torch.cat(values)[order] for values in zip(*parts)))
-    used = mask.any(0).nonzero()
-    start, stop = int(used[0]), int(used[-1]) + 1
-    left, right, kept = start, ids.shape[1] - stop, length - (ids.shape[1] - stop)
-    ids, mask = ids[:, start:stop], mask[:, start:stop]
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
-                   logits_to_keep=kept + 1, output_hidden_states=hidden)
-    logits = output.logits[:, :-1].float()  # (N, kept, V)
-    if temperature != 1:  # spares a copy of the largest tensor of all
-        logits = logits / temperature
-    all_logprobs = logits.log_softmax(-1)
-    logprobs = all_logprobs.gather(-1, ids[:, -kept:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
-    response = mask[:, -kept:].bool()
-    logprobs, entropy = (F.pad(x.where(response, 0.0), (0, right)) for x in (logprobs, entropy))  # (N, T)
-    states = output.hidden_states[-1].detach().where(mask[..., None].bool(), 0.0) if hidden else None
-    return Scores(logprobs, entropy, F.pad(states, (0, 0, left, right)) if hidden else None)
+        order = by_length(mask, groups)
+        parts = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden, None, share_prompts)
+                 for rows in order.split(batch_size)]
+        return Scores(*(None if values[0] is None else torch.cat(values)[order.argsort()] for values in zip(*parts)))
+    response, head, seen = mask[:, -length:].bool(), bare.get_output_embeddings(), {}
+    inputs, place = pack(ids, mask, length, groups, head.weight.shape[-1], bare.dtype)
+    plain_forward = head.forward
+
+    def forward(states: Tensor) -> Tensor:  # (R, L, d) -> (tokens, 2)
+        states = states.flatten(0, 1)
+        before = states.index_select(0, place[:, -length - 1:-1][response])  # a token is predicted by the one before it
+        scores = score_tokens(plain_forward, head.weight, before, ids[:, -length:][response], temperature)
+        seen.update(states=states.detach(), scores=scores.detach().clone())
+        return scores
+
+    head.forward = forward
+    try:
+        scores = model(**inputs, use_cache=False).logits
+    finally:
+        del head.forward
+    if not torch.equal(scores, seen["scores"]):
+        raise ValueError(f"model: {type(bare).__name__} changes its logits after the output head (soft-capping or "
+                         "scaling), which its log-probabilities would miss; choose a model that does not")
+    logprobs, entropy = (torch.zeros_like(response, dtype=scores.dtype).masked_scatter(response, x)
+                         for x in (scores[:, 0], scores[:, 1].detach()))  # (N, T)
+    return Scores(logprobs, entropy, seen["states"][place].where(mask[..., None].bool(), 0.0) if hidden else None)
+
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+
+
+def score_tokens(head: Callable[[Tensor], Tensor], weight: Tensor, states: Tensor, targets: Tensor,
+                 temperature: float) -> Tensor:
+    """Log-probability of the `targets` (n,) and entropy of the distribution, (n, 2), from the head's input (n, d).
+    Chunks form their logits again in the backward pass, so that memory does not grow with n times vocabulary."""
+    def score(states: Tensor, targets: Tensor) -> Tensor:
+        logits = head(states).float()  # (n, V)
+        if temperature != 1:  # spares a copy of the largest tensor of all
+            logits = logits / temperature
+        all_logprobs = logits.log_softmax(-1)
+        with torch.no_grad():
+            entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
+        return torch.stack([all_logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy], dim=-1)
+
+    size = max(1, LOGITS_AT_ONCE // len(weight))
+    if len(targets) <= size:
+        return score(states, targets)
+    return torch.cat([checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
+                      for chunk in zip(states.split(size), targets.split(size))])
+
+
+def can_share(model) -> bool:
+    """Whether rollouts may stand behind one another in a row: attention must follow a mask of any shape, and nothing
+    else may carry over from token to token (no state, no sliding window, no distance but that of position ids)."""
+    config = model.config
+    windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
+    return (model._supports_attention_backend and not model._is_stateful and not windows
+            and getattr(config, "sliding_window", None) is None and config._attn_implementation in ("sdpa", "eager"))
+
+
+def same_prompts(ids: Tensor, mask: Tensor, length: int) -> Tensor:
+    """A number for each row's prompt (N,), the same for the same tokens.
+
+    >>> ids, mask = torch.tensor([[5, 6, 1], [0, 5, 2], [5, 6, 3]]), torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 1]])
+    >>> same_prompts(ids, mask, length=1)
+    tensor([1, 0, 1])
+    """
+    return ids.where(mask.bool(), -1)[:, :-length].unique(dim=0, return_inverse=True)[1]
+
+
+def by_length(mask: Tensor, groups: Tensor) -> Tensor:
+    """Row indices, the longest first, rows of a group together (by the mean of their lengths).
+
+    >>> by_length(torch.tensor([[0, 1, 1], [0, 1, 1], [1, 1, 1], [0, 1, 1]]), torch.tensor([0, 1, 0, 2]))
+    tensor([0, 2, 1, 3])
+    """
+    groups = groups.to(mask.device)
+    sums = torch.zeros(len(mask), device=mask.device).index_add(0, groups, mask.sum(1).float())
+    means = sums / groups.bincount(minlength=len(mask)).clamp(min=1)
+    return means[groups].argsort(descending=True, stable=True)
+
+
+def fill_rows(prompts: Tensor, responses: Tensor, groups: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """In which row each rollout stands, and after how many tokens of other responses there, both (N,), given the
+    lengths of prompts and responses (N,) and each rollout's group (N,).
+
+    A longer row shares its prompt among more rollouts, but attention grows with its square. With 12 w^2 multiplications
+    a token and layer for the weights of a model of `width` w, and 2 w for each pair of tokens that attention compares,
+    a group costs least where a row has sqrt(p^2 + 6 w p) tokens after its p tokens of prompt. Every group of the pass
+    gets the same number of rows, so that rows are of like length and little is padding.
+    """
+    same = groups[:, None] == groups  # (N, N)
+    total, before = (same * responses).sum(1), (same.tril(-1) * responses).sum(1)
+    rows = (total / (prompts**2 + 6 * width * prompts).sqrt()).mean().round().clamp(min=1)  # alike in all: no padding
+    row = ((before + responses / 2) * rows / total).floor()
+    same &= row[:, None] == row
+    return torch.stack([groups, row.long()]).unique(dim=1, return_inverse=True)[1], (same.tril(-1) * responses).sum(1)
+
+
+def pack(ids: Tensor, mask: Tensor, length: int, groups: Tensor, width: int,
+         dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    """Put the rollouts of a group behind one another in a row, after their common prompt, or in a few such rows.
+
+    ids and mask (N, P+T) with responses of T = `length`, groups (N,), the model's width and dtype -> its inputs, R rows
+    of L tokens, and for each token its place among the R*L (N, P+T). The attention mask is (R, L) if every rollout has
+    a row of its own; else (R, 1, L, L), to be added to attention scores: a token sees the prompt and what precedes it
+    in its own rollout. Positions count on from the prompt in every rollout, so each is computed as if it were alone.
+    """
+    rows, shifts = fill_rows(mask[:, :-length].sum(1), mask[:, -length:].sum(1), groups, width)
+    position, real = positions(mask), mask.bool()
+    column = torch.cat([position[:, :-length], position[:, -length:] + shifts[:, None]], dim=1)
+    count, longest = int(rows.max()) + 1, int(column.max()) + 1
+    place = rows[:, None] * longest + column
+
+    def put(values: Tensor, fill: int) -> Tensor:  # (N, P+T) -> (R, L)
+        return values.new_full((count * longest,), fill).index_put((place[real],), values[real]).view(count, longest)
+
+    inputs = {"input_ids": put(ids, 0), "position_ids": put(position, 0)}
+    if count == len(ids):
+        return inputs | {"attention_mask": put(mask, 0)}, place
+    segments = torch.arange(1, len(ids) + 1, device=ids.device)[:, None].repeat(1, ids.shape[1])
+    segments[:, :-length] = 0
+    segments = put(segments, -1)  # (R, L) 0 in the prompt, the rollout's number after it, -1 where padding is
+    sees = ((segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])).tril()  # (R, L, L)
+    added = torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+    return inputs | {"attention_mask": added[:, None]}, place
 
 
 def token_logprobs(model, ids: Tensor, mask: Tensor, length: int, temperature: float = 1.0,
                    batch_size: int | None = None) -> Tensor:
     """Log-probabilities (N, T) of the last `length` = T columns of `ids` (N, P+T), 0 where `mask` (N, P+T) is 0."""
     return forward_responses(model, ids, mask, length, temperature, batch_size=batch_size).logprobs
-
-
-def micro_batches(mask: Tensor, size: int | None) -> tuple[Tensor, ...]:
-    """Row indices in micro-batches of at most `size` (None: all), rows of like length together, the longest first.
-
-    >>> micro_batches(torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]]), 2)
-    (tensor([1, 2]), tensor([0]))
-    """
-    return mask.sum(1).argsort(descending=True, stable=True).split(size or len(mask))
 
 
 def group_advantages(rewards: Tensor, normalize: str = "std", eps: float = 1e-4) -> Tensor:
@@ -274,7 +392,7 @@ def token_weights(mask: Tensor, loss_norm: str = "sequence",
     if loss_norm == "sequence":
         return mask / (count * mask.sum(1, keepdim=True).clamp(min=1.0))
     if loss_norm == "token":
-        return mask / reduce(mask.sum())
+        return mask / reduce(mask.sum()).clamp(min=1.0)
     if loss_norm == "constant":
         return mask / (count * mask.shape[1])
     raise ValueError(f'loss_norm: "sequence", "token" or "constant", not {loss_norm!r}')
@@ -309,33 +427,39 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
                   ref_logprobs: Tensor | None = None, *, temperature: float = 1.0, clip_low: float = 0.2,
                   clip_high: float = 0.2, kl_coef: float = 0.001, loss_norm: str = "sequence",
                   updates_per_batch: int = 1, micro_batch_size: int | None = None,
-                  max_grad_norm: float = 1.0) -> dict[str, float]:
+                  max_grad_norm: float = 1.0, share_prompts: bool = True) -> dict[str, float]:
     """Equation (9): `updates_per_batch` optimizer steps on one batch of rollouts; returns metrics over all processes.
 
     model and optimizer as accelerator.prepare returned them; this process's rows of rollouts, advantages (N,) and
     ref_logprobs (N, T). The weights of equation (7) are normalised over the whole batch of all processes, so neither
     micro_batch_size (rows of one pass; None: all) nor the number of processes changes the gradient. Every process must
-    hold the same number of rows: a backward pass is a meeting point. With one update a batch the ratio is 1 and the
-    clip never acts; with more, the old log-probabilities are taken first, without gradient.
+    hold the same number of rows: a pass is a meeting point. Without a KL term, rows of advantage 0 have no gradient and
+    are left out. With one update a batch the ratio is 1 and the clip never acts; with more, the old log-probabilities
+    are those of the first. share_prompts: see `forward_responses`.
     Raises FloatingPointError on a non-finite loss or gradient before the optimizer's step; the weights stay good.
-    Metrics (means over tokens and updates): loss, entropy, ratio, clip_fraction, grad_norm before clipping, and kl.
+    Metrics (means over the tokens of all rows that were passed, and over updates): loss, entropy, ratio, clip_fraction,
+    grad_norm before clipping, and kl.
     """
     model.train()  # gradient checkpointing acts in training mode only
     ids, attention_mask, mask, length = rollouts.ids, rollouts.attention_mask, rollouts.mask, rollouts.mask.shape[1]
-    weights, share = (token_weights(mask, norm, accelerator.reduce) for norm in (loss_norm, "token"))
     advantages = advantages.to(mask.device)
-    batches, old, history = micro_batches(attention_mask, micro_batch_size), None, []
-    if updates_per_batch > 1:
-        with torch.no_grad():
-            old = token_logprobs(model, ids, attention_mask, length, temperature, micro_batch_size)
-    for _ in range(updates_per_batch):
+    counts = torch.ones_like(advantages, dtype=torch.bool) if ref_logprobs is not None else advantages != 0
+    batches = update_batches(accelerator, by_length(attention_mask, same_prompts(ids, attention_mask, length)), counts,
+                             micro_batch_size or len(ids))
+    weights = token_weights(mask, loss_norm, accelerator.reduce)
+    share = token_weights(mask * counts[:, None], "token", accelerator.reduce)
+    old, history = torch.zeros_like(mask), []
+    for update in range(updates_per_batch):
         sums = {}
         for rows in batches:
             last = rows is batches[-1]  # processes exchange gradients once, in the last backward pass
             with nullcontext() if last else accelerator.no_sync(model):
-                scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature)
-                old_rows, ref_rows = (None if x is None else x[rows] for x in (old, ref_logprobs))
-                loss, metrics = grpo_loss(scores.logprobs, old_rows, ref_rows, advantages[rows], mask[rows], clip_low,
+                scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature,
+                                           share_prompts=share_prompts)
+                if update == 0:
+                    old[rows] = scores.logprobs.detach()
+                ref = None if ref_logprobs is None else ref_logprobs[rows]
+                loss, metrics = grpo_loss(scores.logprobs, old[rows], ref, advantages[rows], mask[rows], clip_low,
                                           clip_high, kl_coef, weights[rows])
                 accelerator.backward(loss * accelerator.num_processes)  # which averages gradients over processes
             metrics["entropy"] = scores.entropy[mask[rows].bool()].mean()
@@ -343,11 +467,19 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
             sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
         totals = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
-        history.append(update := dict(zip(sums, totals)) | {"grad_norm": float(grad_norm)})
-        if not np.isfinite([update["loss"], update["grad_norm"]]).all():
+        history.append(numbers := dict(zip(sums, totals)) | {"grad_norm": float(grad_norm)})
+        if not np.isfinite([numbers["loss"], numbers["grad_norm"]]).all():
             optimizer.zero_grad()
-            raise FloatingPointError(f"policy_update: loss {update['loss']}, gradient norm {update['grad_norm']}; the "
-                                     "weights are unchanged, try a lower learning_rate")
+            raise FloatingPointError(f"policy_update: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; "
+                                     "the weights are unchanged, try a lower learning_rate")
         optimizer.step()
         optimizer.zero_grad()
-    return {name: float(np.mean([update[name] for update in history])) for name in history[0]}
+    return {name: float(np.mean([numbers[name] for numbers in history])) for name in history[0]}
+
+
+def update_batches(accelerator, order: Tensor, counts: Tensor, size: int) -> list[Tensor]:
+    """The rows of `order` for which `counts` is True in micro-batches of `size`, on every process equally many: where
+    some are missing, a row that does not count stands in."""
+    batches = list(order[counts[order]].split(size)) if counts.any() else []
+    passes = max(1, int(accelerator.gather(torch.tensor([len(batches)], device=order.device)).max()))
+    return batches + [order[~counts[order]][:1]] * (passes - len(batches))

@@ -11,7 +11,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig,
+                          MistralConfig, PreTrainedTokenizerFast, Qwen2Config)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import grpo
@@ -28,17 +32,19 @@ def make_tokenizer(pad="<pad>"):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token="<eos>", unk_token="<unk>")
 
 
-def make_model(kind="qwen2", eos=(1, 2), seed=0):
+def make_model(kind="qwen2", eos=(1, 2), seed=0, attention="sdpa", **settings):
     torch.manual_seed(seed)
+    words = dict(vocab_size=WORDS, bos_token_id=None, eos_token_id=1, pad_token_id=0, attn_implementation=attention)
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
+                 num_key_value_heads=1, max_position_embeddings=40, initializer_range=0.3)
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=2, n_head=2, n_positions=40,
-                                           initializer_range=0.1, bos_token_id=None, eos_token_id=1, pad_token_id=0,
-                                           resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=40, initializer_range=0.1, resid_pdrop=0.0,
+                            embd_pdrop=0.0, attn_pdrop=0.0, **words)
     else:
-        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=WORDS, hidden_size=16, intermediate_size=32,
-                                             num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-                                             max_position_embeddings=40, initializer_range=0.3, bos_token_id=None,
-                                             eos_token_id=1, pad_token_id=0))
+        kinds = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma2": Gemma2Config,
+                 "granite": GraniteConfig, "cohere": CohereConfig}
+        config = kinds[kind](**words | small | settings)
+    model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = list(eos)
     return model.eval()
 
@@ -103,6 +109,16 @@ def test_sampled_logprobs_equal_recomputed_ones(temperature):
     again = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12, temperature)
     torch.testing.assert_close(again, rollouts.logprobs, atol=1e-5, rtol=0)
     assert again[rollouts.mask == 0].eq(0).all() and again[rollouts.mask == 1].lt(0).all()
+
+
+def test_what_a_generation_config_does_to_tokens_is_not_done():
+    """generate() obeys all of these; the policy that is trained knows none, so the policy that samples must not."""
+    model = make_model()
+    expected = draw(model)
+    model.generation_config.update(repetition_penalty=9.0, top_k=1, top_p=0.1, temperature=0.01, min_new_tokens=9,
+                                   suppress_tokens=[4, 5, 6, 7], no_repeat_ngram_size=1, forced_eos_token_id=1)
+    rollouts = draw(model)
+    assert torch.equal(rollouts.ids, expected.ids) and torch.equal(rollouts.logprobs, expected.logprobs)
 
 
 def test_rollouts_do_not_depend_on_the_batch_or_its_order():
@@ -223,12 +239,111 @@ def test_common_padding_is_cut_and_changes_nothing():
                                                  with_kwargs=True)
     part = grpo.forward_responses(model, rollouts.ids[rows], rollouts.attention_mask[rows], length, hidden=True)
     whole = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, hidden=True)
-    pieces = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, hidden=True, batch_size=3)
+    mixed = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    pieces = grpo.forward_responses(model, rollouts.ids[mixed], rollouts.attention_mask[mixed], length, hidden=True,
+                                    batch_size=3)
     hook.remove()
     assert widths[0] < widths[1] and len(widths) == 2 + 7
     for a, b, c in zip(part, whole, pieces):
         torch.testing.assert_close(a, b[rows], atol=1e-5, rtol=0)
-        torch.testing.assert_close(c, b, atol=1e-5, rtol=0)
+        torch.testing.assert_close(c, b[mixed], atol=1e-5, rtol=0)
+
+
+def full_logits(model, ids, mask, length, temperature):
+    """Log-probabilities and entropy (N, T) from the logits of one unpadded row after the other."""
+    scores = torch.zeros(2, len(ids), length)
+    for i, row in enumerate(mask.bool()):
+        n = int(row[-length:].sum())
+        logprobs = (model(ids[i, row][None]).logits[0, -n - 1:-1].float() / temperature).log_softmax(-1)  # (n, V)
+        entropy = -(logprobs.exp() * logprobs).sum(-1).detach()
+        chosen = logprobs[range(n), ids[i, row][-n:]]
+        scores[:, i] = torch.nn.functional.pad(torch.stack([chosen, entropy]), (0, length - n))
+    return scores
+
+
+def gradients(model, logprobs):
+    weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    (logprobs * weights).sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind, attention, settings", [
+    ("qwen2", "sdpa", {}), ("qwen2", "eager", {"tie_word_embeddings": True}), ("llama", "sdpa", {}),
+    ("llama", "eager", {}), ("gpt2", "sdpa", {}), ("gpt2", "eager", {}), ("mistral", "sdpa", {"sliding_window": 3}),
+])
+@pytest.mark.parametrize("logits", [2**25, 7 * WORDS])
+def test_packed_rows_in_chunks_equal_the_full_logits_of_single_rows(monkeypatch, kind, attention, settings, logits):
+    monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", logits)
+    model, length = make_model(kind, attention=attention, **settings), 12
+    rollouts = draw(model, group_size=8)
+    given = model, rollouts.ids, rollouts.attention_mask, length, 0.7
+    shapes, hook = [], model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    packed, plain = (grpo.forward_responses(*given, share_prompts=share) for share in (True, False))
+    hook.remove()
+    assert shapes[1][0] == 40 and (shapes[0][0] == 40 if kind == "mistral" else 5 < shapes[0][0] < 40)  # 5 groups
+    slow = full_logits(*given)
+    expected = gradients(model, slow[0])
+    for scores in (packed, plain):
+        torch.testing.assert_close(scores.logprobs, slow[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(scores.entropy, slow[1], atol=1e-5, rtol=0)
+        assert not scores.entropy.requires_grad
+        for mine, theirs in zip(gradients(model, scores.logprobs), expected):
+            torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
+def test_checkpointing_and_autocast_change_nothing_but_rounding():
+    model, length = make_model(), 12
+    rollouts = draw(model)
+    given = rollouts.ids, rollouts.attention_mask, length
+    exact = grpo.token_logprobs(model, *given)
+    expected = gradients(model, exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = grpo.token_logprobs(model, *given)
+    assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.3
+    assert torch.cosine_similarity(*(torch.cat([g.flatten() for g in grads])
+                                     for grads in (gradients(model, rough), expected)), dim=0) > 0.99
+    model.train().gradient_checkpointing_enable()
+    for mine, theirs in zip(gradients(model, grpo.token_logprobs(model, *given)), expected):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind, settings", [
+    ("gemma2", {"final_logit_softcapping": 5.0, "attention": "eager"}), ("granite", {"logits_scaling": 8.0}),
+    ("cohere", {"logit_scale": 0.5}),
+])
+def test_a_model_that_changes_its_logits_after_the_head_is_refused(kind, settings):
+    model = make_model(kind, **settings)
+    rollouts = draw(model, prompts=["w4 w5"], length=4)
+    with pytest.raises(ValueError, match=f"model: {type(model).__name__} changes its logits after the output head"):
+        grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 4)
+    assert "forward" not in model.get_output_embeddings().__dict__
+
+
+def test_no_tensor_grows_with_tokens_times_words(monkeypatch):
+    """Neither forward nor backward, with 3,000 words and chunks of at most ten tokens."""
+    monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", 30_000)
+    model = make_model(vocab_size=3000)
+    rollouts = draw(model)
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            results = result if isinstance(result, (tuple, list)) else [result]
+            self.numel = max([self.numel, *(x.numel() for x in results if torch.is_tensor(x))])
+            return result
+
+    kept = []
+    with Largest() as largest:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+            logprobs = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12)
+        logprobs.sum().backward()
+    assert kept and not any(shape[-1:] == (3000,) for shape in kept)  # no chunk of logits waits for the backward pass
+    assert largest.numel == 3000 * 16 < rollouts.mask.sum() * 3000 / 3  # no larger than the head's weights
 
 
 # advantages, weights and loss ---------------------------------------------------------------------------------------
@@ -412,6 +527,25 @@ def test_gradients_are_those_of_the_formula_for_any_micro_batch_size(norm, kl_co
         assert a == b if isinstance(a, list) else torch.equal(a, b)
 
 
+def test_groups_without_signal_need_no_pass():
+    model, rollouts, advantages, ref = make_batch()
+    silent = advantages.clone()
+    silent[4:16] = 0.0
+    passes = []
+    for size in (4, None):
+        for batch, reference in ((silent, None), (silent, ref), (0 * silent, None)):
+            twin = copy.deepcopy(model)
+            hook = twin.model.register_forward_pre_hook(lambda *_: passes.append(1))
+            after, metrics = learn(twin, rollouts, batch, reference, lr=1.0, kl_coef=0.0, micro_batch_size=size)
+            hook.remove()
+            _, expected = slow_gradients(model, rollouts, batch, ref, "sequence", 0.0)
+            for p, q, g in zip(model.parameters(), after.parameters(), expected):
+                torch.testing.assert_close(p - q, g, atol=2e-6, rtol=1e-4)
+            passes.append(0)
+    assert "".join(map(str, passes)) == "110" + "111110" + "10" + 3 * "10"
+    assert metrics["ratio"] == metrics["entropy"] == 0  # no token was passed
+
+
 def test_two_updates_a_batch_keep_the_old_logprobs():
     model, rollouts, advantages, ref = make_batch()
     with torch.no_grad():
@@ -472,17 +606,26 @@ def one_of_two_processes(rank, port, folder):
     assert accelerator.num_processes == 2
     results = [learn(model, part, advantages[mine], ref[mine], accelerator=accelerator, micro_batch_size=4,
                      updates_per_batch=2, loss_norm=norm) for norm in ("sequence", "token")]
-    torch.save([(after.state_dict(), metrics) for after, metrics in results], f"{folder}/{rank}.pt")
+    results = [(after.state_dict(), metrics) for after, metrics in results]
+    for module in (*model.model.layers, model):  # once more, with weights that are cut in two, and small chunks
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    grpo.LOGITS_AT_ONCE = 5 * WORDS
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    metrics = grpo.policy_update(model, optimizer, accelerator, part, advantages[mine], ref[mine], temperature=0.7,
+                                 micro_batch_size=4, updates_per_batch=2, max_grad_norm=1e9)
+    results.append(({name: value.full_tensor() for name, value in model.state_dict().items()}, metrics))
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # a whole run on two processes is in test_processes.py
 def test_two_processes_take_the_step_of_one(tmp_path):
     model, rollouts, advantages, ref = make_batch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two_processes, (port, str(tmp_path)), nprocs=2)
-    for i, norm in enumerate(("sequence", "token")):
+    for i, norm in enumerate(("sequence", "token", "sequence")):
         after, metrics = learn(model, rollouts, advantages, ref, updates_per_batch=2, loss_norm=norm)
         for rank in (0, 1):
             weights, theirs = torch.load(tmp_path / f"{rank}.pt")[i]
