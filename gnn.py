@@ -52,30 +52,25 @@ def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) 
     return indices, cosines.gather(-1, indices)
 
 
-def group_edges(groups: int, group_size: int, device=None) -> tuple[Tensor, Tensor]:
-    """Structural edges, both ways: query-thinking over [queries, thinkings], thinking-answer over [thinkings, answers].
+def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor | None = None,
+                     ids: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    """The one graph of training and prediction: (senders, cosines) of queries (B, n), thinkings and answers (B, G, k).
 
-    >>> [edges.tolist() for edges in group_edges(groups=1, group_size=2)]
-    [[[0, 0, 1, 2], [1, 2, 0, 0]], [[0, 1, 2, 3], [2, 3, 0, 1]]]
+    A query hears from all groups of the k nearest memory queries (n is k times the most groups of a query); a thinking
+    (an answer) from the k most similar thinkings (answers) among their rollouts. Sender numbers count the memory's
+    rows, for rollouts M*G of them. `ids` (M,) tells which groups are of one query (None: each of another). `exclude`
+    (B, M) hides memory groups from a receiver; an edge of cosine -inf fills a column and carries nothing. k = 0: none.
     """
-    rollout = torch.arange(groups * group_size, device=device)
-    query_thinking = torch.stack([rollout // group_size, groups + rollout])
-    thinking_answer = torch.stack([rollout, len(rollout) + rollout])
-    return tuple(torch.cat([edges, edges.flip(0)], dim=1) for edges in (query_thinking, thinking_answer))
-
-
-def similarity_edges(receivers: Groups, memory: Groups, k: int,
-                     exclude: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-    """The one graph of training and prediction: (senders, cosines) of queries (B, k), thinkings and answers (B, G, k).
-
-    A query hears from the k nearest memory queries; a thinking (an answer) from the k most similar thinkings (answers)
-    among the rollouts of those queries. Sender numbers count the memory's rows, for rollouts M*G of them. `exclude`
-    (B, M) hides memory groups from a receiver; an edge with cosine -inf only fills a column and carries nothing.
-    """
-    near, cosines = knn(receivers.queries, memory.queries, k, exclude)  # (B, k)
-    edges, size = [(near, cosines)], memory.thinkings.shape[1]
-    candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, k*G)
-    hidden = cosines.isinf().repeat_interleave(size, dim=1)[:, None]  # (B, 1, k*G)
+    count, size = memory.thinkings.shape[:2]
+    ids = torch.arange(count, device=memory.queries.device) if ids is None else ids
+    if k == 0:
+        k, exclude = 1, ids.new_ones(len(receivers.queries), count, dtype=torch.bool)
+    near, cosines = knn(receivers.queries, memory.queries, k * int(ids.bincount().max()), exclude)  # (B, n)
+    seen = (ids[near][:, :, None] == ids[near][:, None]).tril(-1).any(-1)  # another group of this query came before
+    cosines = cosines.masked_fill((~seen).cumsum(-1) > k, -math.inf)
+    edges = [(near, cosines)]
+    candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, n*G)
+    hidden = cosines.isinf().repeat_interleave(size, dim=1)[:, None]  # (B, 1, n*G)
     for new, old in ((receivers.thinkings, memory.thinkings), (receivers.answers, memory.answers)):
         columns, cosines = knn(new, old[near].flatten(1, 2), k, hidden)  # (B, G, k)
         senders = candidates[:, None].expand(-1, new.shape[1], -1).gather(2, columns)
@@ -83,10 +78,16 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int,
     return edges
 
 
-def receive_messages(messages: Tensor, senders: Tensor, cosines: Tensor) -> Tensor:
-    """(1/degree) sum_j max(cos_ij, 0) message_j over each receiver's edges (..., k): what is unlike it says nothing."""
-    weights = (cosines.clamp(min=0) / cosines.isfinite().sum(-1, keepdim=True).clamp(min=1)).flatten(0, -2)
-    return F.embedding_bag(senders.flatten(0, -2), messages.flatten(0, -2), per_sample_weights=weights, mode="sum")
+def edge_weights(cosines: Tensor) -> Tensor:
+    """max(cos_ij, 0) / degree of each receiver's edges (..., k): a mean in which what is unlike says nothing."""
+    return cosines.clamp(min=0) / cosines.isfinite().sum(-1, keepdim=True).clamp(min=1)
+
+
+def receive_messages(messages: Tensor, senders: Tensor, weights: Tensor) -> Tensor:
+    """sum_j weight_ij message_j over each receiver's edges (..., k). Messages (M, w) or (M, G, w) -> (..., w)."""
+    flat = senders.flatten(0, -2), messages.flatten(0, -2)
+    heard = F.embedding_bag(*flat, per_sample_weights=weights.flatten(0, -2), mode="sum")
+    return heard.unflatten(0, senders.shape[:-1])
 
 
 class GCNLayer(nn.Module):
@@ -104,20 +105,40 @@ class GCNLayer(nn.Module):
         return self.linear(scale * h.index_add(0, target, h.index_select(0, source)))  # h itself is the self-loop I
 
 
+def structural_sums(query: Tensor, thinking: Tensor, answer: Tensor) -> list[Tensor]:
+    """D^-1/2 (A + I) D^-1/2 X of both structural relations, written out, since every group has the same few edges: of
+    query-thinking, a star, for queries (B, w) and thinkings (B, G, w); of thinking-answer, pairs, whose two nodes get
+    the same, once (B, G, w).
+
+    >>> structural_sums(torch.tensor([[1.0]]), torch.tensor([[[4.0]]]), torch.tensor([[[8.0]]]))  # all degrees are 2
+    [tensor([[2.5000]]), tensor([[[2.5000]]]), tensor([[[6.]]])]
+    """
+    degree = 1 + thinking.shape[1]  # of a query; that of thinkings and answers is 2
+    across = (2 * degree)**-0.5
+    return [query / degree + across * thinking.sum(1), thinking / 2 + across * query[:, None], (thinking + answer) / 2]
+
+
 class RewardGNN(nn.Module):
     """Judges rollouts: a heterogeneous GCN, then sigma(q . r / sqrt(width) + b) (MemReward, arXiv 2603.19310).
 
-    `send` runs on groups with known rewards, `receive` on the groups to be judged; both share every weight.
+    `send` runs on groups with known rewards, `receive` on the groups to be judged; both share every weight. Kinds:
+    "gcn"; "unlabelled", known rewards are no input, as in the paper; "gat", attention weighs similarity edges; "mlp", a
+    group has no edges inside.
     """
 
-    def __init__(self, dim: int, features: int, hidden: int = 512, layers: int = 2, dropout: float = 0.1):
+    def __init__(self, dim: int, features: int, hidden: int = 512, layers: int = 2, dropout: float = 0.1,
+                 kind: str = "gcn"):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.kind, self.dropout = kind, nn.Dropout(dropout)
+        self.loud = dim**0.5  # scale of what is a column or two beside d others, and would hardly be heard at first
         widths = [dim + features + 1] + [hidden] * (layers - 1)
         self.query_thinking = nn.ModuleList(GCNLayer(width, hidden) for width in widths)
         self.thinking_answer = nn.ModuleList(GCNLayer(width, hidden) for width in widths)
         self.similarity = nn.ModuleList(  # of queries, of thinkings, of answers
             nn.ModuleList(nn.Linear(width, hidden, bias=False) for _ in range(3)) for width in widths)
+        if kind == "gat":
+            self.attend_receiver = nn.ModuleList(nn.Linear(widths[0], hidden) for _ in range(3))
+            self.attend = nn.ModuleList(nn.Linear(hidden, 1, bias=False) for _ in range(3))
         width = hidden // 2
         self.query_head = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width))
         self.rollout_head = nn.Sequential(nn.Linear(2 * hidden + features, width), nn.LayerNorm(width))
@@ -135,85 +156,131 @@ class RewardGNN(nn.Module):
         """The features (B, G, f) with the memory's mean 0 and deviation 1."""
         return (groups.features - self.feature_mean) / self.feature_std
 
-    def embed(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
-        """Input states of all nodes [queries, thinkings, answers], (B + 2*B*G, d+f+1): an embedding, the features of an
-        answer, the known reward's sign, both scaled up; zeros for what a node does not have. A receiver never has a reward."""
+    def embed(self, groups: Groups, rewards: Tensor | None = None) -> list[Tensor]:
+        """Input states of queries (B, d+f+1), thinkings and answers (B, G, d+f+1): an embedding, the features of an
+        answer, the known reward's sign, both scaled up; zeros for what a node has not. A receiver has no reward."""
         features = self.standardised(groups)
-        known = torch.zeros_like(features[..., :1]) if rewards is None else 2 * rewards[..., None] - 1  # (B, G, 1)
-        loud = groups.queries.shape[-1]**0.5  # a column or two beside d others would hardly be heard at first
+        known = torch.zeros_like(features[..., :1]) if rewards is None else self.known(rewards)
         query = F.pad(groups.queries, (0, features.shape[-1] + 1))
-        thinking = torch.cat([groups.thinkings, torch.zeros_like(features), loud * known], dim=-1)
-        answer = torch.cat([groups.answers, loud / features.shape[-1]**0.5 * features, loud * known], dim=-1)
-        return torch.cat([query, thinking.flatten(0, 1), answer.flatten(0, 1)])
+        thinking = torch.cat([groups.thinkings, torch.zeros_like(features), known], dim=-1)
+        answer = torch.cat([groups.answers, self.loud / features.shape[-1]**0.5 * features, known], dim=-1)
+        return [query, thinking, answer]
 
-    def update(self, layer: int, x: Tensor, groups: Groups, similar: Tensor | float = 0.0) -> Tensor:
-        """One layer over all nodes: relu(structural messages + similarity messages), (B + 2*B*G, hidden)."""
-        count, size = groups.thinkings.shape[:2]
-        query_thinking, thinking_answer = group_edges(count, size, x.device)
-        query, thinking = self.query_thinking[layer](x[:count + count * size], query_thinking).tensor_split([count])
-        thinking_too, answer = self.thinking_answer[layer](x[count:], thinking_answer).chunk(2)
-        return F.relu(torch.cat([query, thinking + thinking_too, answer]) + similar)
+    def known(self, rewards: Tensor) -> Tensor:
+        """The last column of a sender's inputs (B, G, 1): its rewards (B, G) as -1 or 1, scaled up."""
+        return self.loud * (2 * rewards[..., None] - 1) * (self.kind != "unlabelled")
+
+    def sums(self, query: Tensor, thinking: Tensor, answer: Tensor) -> list[Tensor]:
+        """`structural_sums`; without structural edges, what stands there."""
+        return [query, thinking, answer] if self.kind == "mlp" else structural_sums(query, thinking, answer)
+
+    def structure(self, layer: int, sums: list[Tensor]) -> list[Tensor]:
+        """What both structural GCN layers give queries (B, hidden), thinkings and answers (B, G, hidden), from their
+        `structural_sums`."""
+        query, thinking, pair = sums
+        upper, lower = self.query_thinking[layer].linear, self.thinking_answer[layer].linear
+        answer = lower(pair)
+        return [upper(query), upper(thinking) + answer, answer]
+
+    def reward_part(self, rewards: Tensor) -> list[Tensor]:
+        """What known rewards (B, G) add to `structure` in layer 0, where they are the last column of the inputs."""
+        known = self.known(rewards)
+        query, thinking, pair = self.sums(torch.zeros_like(known[:, 0]), known, known)
+        upper, lower = (relation[0].linear.weight[:, -1] for relation in (self.query_thinking, self.thinking_answer))
+        answer = pair * lower
+        return [query * upper, thinking * upper + answer, answer]
+
+    def sender_states(self, x: list[Tensor], own: list[Tensor], rewards: Tensor) -> list[list[Tensor]]:
+        """States of groups with known rewards before each layer, from their inputs `x` and the structural part `own` of
+        layer 0 that they have without rewards. No similarity edge comes in, so they depend on nobody else."""
+        states = [x]
+        for layer in range(len(self.similarity) - 1):
+            own = self.structure(layer, self.sums(*x)) if layer else map(torch.add, own, self.reward_part(rewards))
+            states.append(x := [F.relu(h) for h in own])
+        return states
+
+    def judge(self, own: list[Tensor], similar: list[list[Tensor]], features: Tensor) -> Tensor:
+        """Logits (B, G) from the structural part `own` of layer 0, and what similarity edges bring in each layer."""
+        for layer, heard in enumerate(similar):
+            own = self.structure(layer, self.sums(*x)) if layer else own
+            x = [self.dropout(F.relu(part + message)) for part, message in zip(own, heard)]
+        query, thinking, answer = x
+        query = self.query_head(query)[:, None]  # (B, 1, hidden/2)
+        rollout = self.rollout_head(torch.cat([thinking, answer, features], dim=-1))  # (B, G, hidden/2)
+        return (query * rollout).sum(-1) / query.shape[-1]**0.5 + self.bias
 
     def send(self, groups: Groups, rewards: Tensor) -> list[list[Tensor]]:
         """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B, hidden),
-        thinkings and answers (B, G, hidden). No similarity edge comes in, so they depend on nobody else."""
-        x, messages = self.embed(groups, rewards), []
-        for layer, relations in enumerate(self.similarity):
-            if layer:
-                x = self.update(layer - 1, x, groups)
-            parts = zip(relations, groups, split_nodes(x, groups))
-            messages.append([relation(h).unflatten(0, nodes.shape[:-1]) for relation, nodes, h in parts])
-        return messages
+        thinkings and answers (B, G, hidden)."""
+        own = self.structure(0, self.sums(*self.embed(groups)))
+        states = self.sender_states(self.embed(groups, rewards), own, rewards)
+        return [[relation(h) for relation, h in zip(*layer)] for layer in zip(self.similarity, states)]
 
     def receive(self, groups: Groups, messages: list[list[Tensor]], edges: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Logits (B, G) of groups without rewards, given the senders' `messages` and the `similarity_edges` to them."""
         x = self.embed(groups)
-        for layer, tables in enumerate(messages):
-            similar = torch.cat([receive_messages(table, *edge) for table, edge in zip(tables, edges)])
-            x = self.dropout(self.update(layer, x, groups, similar))
-        query, thinking, answer = split_nodes(x, groups)
-        query = self.query_head(query)[:, None]  # (B, 1, hidden)
-        rollout = self.rollout_head(torch.cat([thinking, answer, self.standardised(groups).flatten(0, 1)], dim=-1))
-        return (query * rollout.unflatten(0, groups.thinkings.shape[:2])).sum(-1) / query.shape[-1]**0.5 + self.bias
+        edges = self.weigh(x, messages[0], edges)
+        similar = [[receive_messages(table, *edge) for table, edge in zip(tables, edges)] for tables in messages]
+        return self.judge(self.structure(0, self.sums(*x)), similar, self.standardised(groups))
+
+    def weigh(self, x: list[Tensor], messages: list[Tensor],
+              edges: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """(senders, weights) of the similarity edges, for all layers: `edge_weights`, or of kind "gat" those of GATv2
+        (arXiv 2105.14491, eq. 7), softmax_j a . leaky_relu(W h_j + V h_i), with layer 0's messages W h_j and inputs `x`
+        of receivers."""
+        if self.kind != "gat":
+            return [(senders, edge_weights(cosines)) for senders, cosines in edges]
+        weighed = []
+        for (senders, cosines), table, h, right, score in zip(edges, messages, x, self.attend_receiver, self.attend):
+            pairs = table.flatten(0, -2)[senders] + right(h)[..., None, :]  # (..., k, hidden)
+            scores = score(F.leaky_relu(pairs, 0.2)).squeeze(-1).masked_fill(cosines.isinf(), -1e9)
+            weighed.append((senders, scores.softmax(-1) * cosines.isfinite()))
+        return weighed
 
 
-def split_nodes(x: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (B, h), thinkings and answers (B*G, h) out of all nodes (B + 2*B*G, h)."""
-    count, rollouts = len(groups.queries), groups.thinkings.shape[:2].numel()
-    return x.split([count, rollouts, rollouts])
-
-
-def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbors: int, epochs: int = 150,
-        patience: int = 20, learning_rate: float = 1e-3, weight_decay: float = 1e-2, validation: float = 0.2,
+def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbors: int, held_out: Tensor | None = None,
+        epochs: int = 150, patience: int = 20, learning_rate: float = 1e-3, weight_decay: float = 1e-2,
         seed: int = 0) -> list[dict]:
     """Train on the memory's own rewards (M, G), leave-one-out: a group never hears from a group with the same id (M,).
 
-    Every group sends; the loss is the binary cross-entropy of all but a fraction `validation` of the ids. Training
-    stops after `patience` epochs without a lower loss on those, and the best epoch's weights are restored; with fewer
-    than five ids nothing can be held back and it lasts `patience` epochs. Returns one dict an epoch: epoch, train_loss,
-    val_loss, val_auc (nan without validation), best (True for the epoch kept). The global random state stays as it was.
+    Every group sends; the loss is the binary cross-entropy of all groups but those `held_out` (M,) marks. Training
+    stops after `patience` epochs without a lower loss on those, and the best epoch's weights are restored; where none
+    is held out it lasts `patience` epochs. Returns one dict an epoch: epoch, train_loss, val_loss, val_auc (nan without
+    validation), best (True for the epoch kept). The global random state stays as it was.
     """
     model.train().standardise_by(memory.features)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    edges = similarity_edges(memory, memory, neighbors, exclude=ids[:, None] == ids)
+    edges = similarity_edges(memory, memory, neighbors, ids[:, None] == ids, ids)
+    held_out = torch.zeros_like(ids, dtype=torch.bool) if held_out is None else held_out
+    # What no epoch changes is computed once. As sums commute with W, messages are summed first, here, and multiplied by
+    # W for the rows that are judged: sums of layer 0 are constant, and held-out rows take no part in the gradient.
+    asked, inputs, features = model.embed(memory), model.embed(memory, rewards), model.standardised(memory)
+    sums = model.sums(*asked)
 
-    def judge(part: Tensor, messages: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        kept = [(senders[part], cosines[part]) for senders, cosines in edges]
-        logits = model.receive(memory.rows(part), messages, kept)
+    def weigh() -> list[tuple[Tensor, Tensor]]:
+        return model.weigh(asked, [relation(h) for relation, h in zip(model.similarity[0], inputs)], edges)
+
+    def judge(part: Tensor, own: list[Tensor], heard: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
+        similar = [[relation(h[part]) for relation, h in zip(*layer)] for layer in zip(model.similarity, heard)]
+        logits = model.judge([h[part] for h in own], similar, features[part])
         return logits, F.binary_cross_entropy_with_logits(logits, rewards[part])
 
-    history, best, weights = [], {"epoch": 0, "val_loss": math.inf}, None
+    listen = lambda x: [receive_messages(h, *edge) for h, edge in zip(x, weighed)]  # noqa: E731
+    history, best, weights, weighed = [], {"epoch": 0, "val_loss": math.inf}, None, None
     with seeded(seed, ids.device):
-        train, held_out = split_ids(ids, validation)
         for epoch in range(epochs if held_out.any() else min(epochs, patience)):
-            messages = model.send(memory, rewards)  # serves both parts: both losses are those before the step
-            _, loss = judge(train, messages)
+            if weighed is None or model.kind == "gat":  # attention alone changes with training
+                weighed = weigh()
+                heard_first = listen(inputs)
+            own = model.structure(0, sums)  # serves senders, training and validation: all before the step
+            heard = [heard_first] + [listen(x) for x in model.sender_states(inputs, own, rewards)[1:]]
+            _, loss = judge(~held_out, own, heard)
             history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan,
                             "best": False})
             if held_out.any():
                 model.eval()
                 with torch.no_grad():
-                    logits, val_loss = judge(held_out, messages)
+                    logits, val_loss = judge(held_out, own, heard)
                 model.train()
                 auc = metrics(logits.sigmoid().flatten(), rewards[held_out].flatten())["auc"]
                 history[-1].update(val_loss=val_loss.item(), val_auc=auc)
@@ -233,12 +300,38 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
     return history
 
 
-def split_ids(ids: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Random masks (M,) for training and validation; an id's groups fall together, fewer than five ids all train."""
-    unique = ids.unique()
-    count = max(1, round(fraction * len(unique))) if len(unique) >= 5 else 0
-    held_out = torch.isin(ids, unique[torch.randperm(len(unique))[:count].to(ids.device)])
-    return ~held_out, held_out
+def calibrate(inputs: Tensor, rewards: Tensor, strength: float = 3.0) -> Tensor:
+    """Weights (f,) of a logistic regression of rewards (n,) on inputs (n, f), of which the first is a logit. They are
+    held near (1, 0, .., 0), the logit as it is, by strength/2 times the squared distance. With a logit and a 1 as
+    inputs it is Platt scaling.
+
+    >>> logit, one = torch.linspace(-4, 4, 999), torch.ones(999)
+    >>> round(calibrate(torch.stack([4 * logit, one], 1), logit.sigmoid())[0].item(), 2)
+    0.25
+    """
+    inputs, rewards = inputs.double(), rewards.double()
+    start = torch.eye(inputs.shape[1])[0].to(inputs)
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(inputs @ weights, rewards, reduction="sum")
+        loss = loss + strength / 2 * (weights - start).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach().float()
+
+
+def fold_ids(ids: Tensor, count: int) -> Tensor:
+    """A random fold (M,) from 0 to count - 1 for each group, the same for all groups of an id; -1 where there are fewer
+    ids than folds."""
+    unique, inverse = ids.unique(return_inverse=True)
+    if len(unique) < count:
+        return torch.full_like(ids, -1)
+    return (torch.randperm(len(unique)) % count).to(ids.device)[inverse]
 
 
 @contextlib.contextmanager
@@ -273,3 +366,14 @@ def metrics(probabilities: Tensor, rewards: Tensor, threshold: float = 0.5) -> d
         "fp_rate": ratio(false, negatives),
         "auc": ratio(ranks[right].double().sum().item() - positives * (positives + 1) / 2, positives * negatives),
     }
+
+
+def calibration_error(probabilities: Tensor, rewards: Tensor, bins: int = 10) -> float:
+    """Expected calibration error: |mean probability - share of right ones| in equal bins of [0, 1], weighted by size.
+
+    >>> round(calibration_error(torch.tensor([0.9, 0.9, 0.2, 0.1]), torch.tensor([1.0, 0.0, 0.0, 0.0])), 3)
+    0.275
+    """
+    bin_of = (probabilities * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, device=rewards.device).index_add(0, bin_of, probabilities - rewards)
+    return gaps.abs().sum().item() / len(rewards)

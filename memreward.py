@@ -1,33 +1,41 @@
 """The experience memory: rollouts with known rewards, which predict the rewards of rollouts nobody has verified."""
 
+import ast
 import functools
 import math
 import os
 import re
+import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import Task, split_response, verify_batch
-from gnn import Groups, RewardGNN, fit, seeded, similarity_edges
+from data import LETTERS, Task, extract_code, hide_labels, parse_code, reach_hub, split_response, verify_batch
+from gnn import (Groups, RewardGNN, calibrate, calibration_error, edge_weights, fit, fold_ids, metrics,
+                 receive_messages, seeded, similarity_edges)
 
 
 class ExperienceMemory:
-    """Groups of rollouts with known rewards, and the network that carries these rewards to groups without any.
+    """Groups of rollouts with known rewards, and the networks that carry these rewards to groups without any.
 
-    `config` is any object with the attributes neighbors (k), groups_per_query, gnn_hidden, gnn_layers, gnn_dropout,
-    gnn_epochs, gnn_patience, gnn_learning_rate and gnn_weight_decay. Embeddings of width d are compared by direction
-    only. The first `remember` settles d, the group size G, the number of features f and the device.
+    The logit of a rollout is w . [mean logit of the networks, its features, 1]; w is fitted on logits of networks that
+    were not trained on that query's rewards, so that it calibrates (Platt) with the labels there are. `config` is any
+    object with neighbors (k), groups_per_query, gnn and all settings gnn_*. Only the direction of embeddings counts.
+    The first `remember` settles their width d, the group size G, the number of features f and the device.
     """
 
     def __init__(self, config):
         self.config, self.ids = config, []  # ids: the query each group belongs to
-        self.groups = self.rewards = self.model = self.messages = None
+        self.neighbors = 0 if config.gnn == "mlp" else config.neighbors
+        self.groups = self.rewards = self.weights = None
+        self.models, self.messages = [], []  # networks, and what each of them sends
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,26 +61,40 @@ class ExperienceMemory:
         kept = torch.tensor(newest(ids, self.config.groups_per_query), dtype=torch.long)
         old_rows, new_rows = kept[kept < count], kept[kept >= count] - count
         append = lambda old, new: torch.cat([old[old_rows], new[new_rows]])  # noqa: E731
-        if self.model is not None:
-            with torch.inference_mode():
-                sent = self.model.send(new, rewards)
-            self.messages = [[append(*pair) for pair in zip(*layer)] for layer in zip(self.messages, sent)]
+        with torch.inference_mode():
+            sent = [model.send(new, rewards) for model in self.models]
+        self.messages = [[[append(*pair) for pair in zip(*layer)] for layer in zip(*each)]
+                         for each in zip(self.messages, sent)]
         self.ids = [ids[row] for row in kept]
         self.groups, self.rewards = Groups(*map(append, self.groups, new)), append(self.rewards, rewards)
 
-    def fit(self, seed: int) -> list[dict]:
-        """Train a new network on the whole memory, cache what the memory sends, and return the history of gnn.fit."""
-        if not len(self):
+    def fit(self, seed: int, without: Collection[str] = ()) -> list[list[dict]]:
+        """Train new networks on the whole memory, calibrate them, cache what they send; returns histories of `gnn.fit`.
+
+        Every network stops early on another fifth of the queries, and its logits of these calibrate (cross-fitting):
+        all labels train, stop and calibrate, and no label outside the memory is used. Groups of the ids in `without`
+        take no part; afterwards they send like all others.
+        """
+        if not set(self.ids) - set(without):
             raise ValueError("the memory is empty: remember labelled rollouts before fit")
-        config = self.config
-        with seeded(seed, self.rewards.device):
-            self.model = self._network()
-        history = fit(self.model, self.groups, self.rewards, self._numbers(self.ids), config.neighbors,
-                      config.gnn_epochs, config.gnn_patience, config.gnn_learning_rate, config.gnn_weight_decay,
-                      seed=seed)
-        with torch.inference_mode():
-            self.messages = self.model.send(self.groups, self.rewards)
-        return history
+        config, rows = self.config, torch.tensor([row for row, id in enumerate(self.ids) if id not in without])
+        groups, rewards, ids = self.groups.rows(rows), self.rewards[rows], self._numbers(self.ids)[rows]
+        with seeded(seed, rewards.device):
+            folds = fold_ids(ids, max(5, config.gnn_networks))
+            self.models = [self._network() for _ in range(config.gnn_networks)]
+        histories, self.messages, inputs = [], [], rewards.new_zeros(*rewards.shape, groups.features.shape[-1] + 2)
+        edges = similarity_edges(groups, groups, self.neighbors, ids[:, None] == ids, ids)
+        for fold, model in enumerate(self.models):
+            histories.append(fit(
+                model, groups, rewards, ids, self.neighbors, folds == fold, config.gnn_epochs, config.gnn_patience,
+                config.gnn_learning_rate, config.gnn_weight_decay, seed + fold))
+            with torch.inference_mode():
+                logits = model.receive(groups, model.send(groups, rewards), edges)
+                self.messages.append(model.send(self.groups, self.rewards))
+            inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]
+        held_out = (folds >= 0) & (folds < len(self.models))
+        self.weights = calibrate(inputs[held_out].flatten(0, 1), rewards[held_out].flatten())
+        return histories
 
     def predict(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor,
                 exclude: list[str] | None = None) -> Tensor:
@@ -116,31 +138,38 @@ class ExperienceMemory:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write memory, network and cached messages to one file; an interrupted save leaves the old file whole."""
-        model = self.model and self.model.state_dict()
+        models = [model.state_dict() for model in self.models]
         torch.save({"ids": self.ids, "groups": self.groups and list(self.groups), "rewards": self.rewards,
-                    "model": model, "messages": self.messages, "shape": self._shape()}, f"{path}.tmp")
+                    "models": models, "weights": self.weights, "messages": self.messages, "shape": self._shape()},
+                   f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
 
     def load(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> "ExperienceMemory":
-        """Become the memory that `save` wrote and predict as it did, bit for bit; the config must ask for its network."""
+        """Become the memory that `save` wrote, bit for bit; the config must ask for its networks."""
         state = torch.load(path, map_location=device, weights_only=True)
         if state["shape"] != self._shape():
-            raise ValueError(f"{path} holds a network of gnn_hidden, gnn_layers {state['shape']}, not {self._shape()}")
+            raise ValueError(f"{path}: its gnn, gnn_networks, gnn_hidden, gnn_layers are {state['shape']}, the "
+                             f"settings {self._shape()}")
         self.ids, self.rewards, self.messages = state["ids"], state["rewards"], state["messages"]
-        self.groups, self.model = state["groups"] and Groups(*state["groups"]), None
-        if state["model"] is not None:
+        self.groups, self.weights, self.models = state["groups"] and Groups(*state["groups"]), state["weights"], []
+        for weights in state["models"]:
             with seeded(0, self.rewards.device):  # the random weights are replaced at once
-                self.model = self._network()
-            self.model.load_state_dict(state["model"])
-            self.model.eval()
+                self.models.append(self._network().eval())
+            self.models[-1].load_state_dict(weights)
         return self
 
-    def _shape(self) -> list[int]:
-        return [self.config.gnn_hidden, self.config.gnn_layers]
+    def _shape(self) -> list:
+        return [self.config.gnn, self.config.gnn_networks, self.config.gnn_hidden, self.config.gnn_layers]
 
     def _network(self) -> RewardGNN:
-        dim, features = self.groups.queries.shape[-1], self.groups.features.shape[-1]
-        return RewardGNN(dim, features, *self._shape(), self.config.gnn_dropout).to(self.rewards.device)
+        widths, config = (self.groups.queries.shape[-1], self.groups.features.shape[-1]), self.config
+        network = RewardGNN(*widths, config.gnn_hidden, config.gnn_layers, config.gnn_dropout, config.gnn)
+        return network.to(self.rewards.device)
+
+    def _inputs(self, logits: Tensor, groups: Groups) -> Tensor:
+        """What the calibration weighs (B, G, f+2): a logit (B, G), standardised features, a 1."""
+        features = self.models[0].standardised(groups)
+        return torch.cat([logits[..., None], features, torch.ones_like(logits[..., None])], dim=-1)
 
     def _groups(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor) -> Groups:
         """Checked float32 tensors with embeddings of length 1, so that only their direction counts."""
@@ -164,15 +193,40 @@ class ExperienceMemory:
 
     def _hidden(self, exclude: list[str | None]) -> Tensor:
         """(B, M) marks the memory groups of each query's excluded id."""
-        if self.model is None:
+        if not self.models:
             raise ValueError("the memory has no network yet: call fit before predict or explain")
         return self._numbers(exclude)[:, None] == self._numbers(self.ids)
 
     @torch.inference_mode()
     def _judge(self, groups: Groups, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (B, G) and the similarity edges they rest on."""
-        edges = similarity_edges(groups, self.groups, self.config.neighbors, hidden)
-        return self.model.receive(groups, self.messages, edges), edges
+        edges = similarity_edges(groups, self.groups, self.neighbors, hidden, self._numbers(self.ids))
+        logits = [model.receive(groups, messages, edges) for model, messages in zip(self.models, self.messages)]
+        return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges
+
+
+def trace_lines(trace: list[dict], titles: Sequence[str]) -> list[str]:
+    """`ExperienceMemory.explain` for the terminal; a title for each rollout, such as its answer.
+
+    >>> query = {"id": "q7", "cosine": 0.9, "rewards": [1.0, 0.0], "moved": 1.25}
+    >>> near = {"id": "q7", "rollout": 0, "cosine": 0.8, "reward": 1.0}
+    >>> rollout = {"probability": 0.7, "queries": [query], "thinkings": [near], "answers": []}
+    >>> print(*trace_lines([rollout], ["#### 8"]), sep="\\n")
+    predicted reward 0.70: #### 8
+      near query     cosine 0.90  moved the logit by +1.25  rewards 1 0  q7
+      like thinking  cosine 0.80  reward 1  rollout 0 of q7
+    """
+    lines = []
+    for rollout, title in zip(trace, titles, strict=True):
+        lines.append(f"predicted reward {rollout['probability']:.2f}: {' '.join(title.split())}")
+        for query in rollout["queries"]:
+            rewards = " ".join(f"{reward:.0f}" for reward in query["rewards"])
+            lines.append(f"  near query     cosine {query['cosine']:.2f}  moved the logit by {query['moved']:+.2f}  "
+                         f"rewards {rewards}  {query['id']}")
+        near = [(kind, other) for kind in ("thinking", "answer") for other in rollout[f"{kind}s"]]
+        lines += [f"  like {kind:<9} cosine {other['cosine']:.2f}  reward {other['reward']:.0f}  "
+                  f"rollout {other['rollout']} of {other['id']}" for kind, other in near]
+    return lines
 
 
 def newest(ids: list[str], limit: int) -> list[int]:
@@ -189,21 +243,20 @@ def newest(ids: list[str], limit: int) -> list[int]:
     return kept[::-1]
 
 
-# ------------------------------------------------------------------------------------ from rollouts to the graph's nodes
+# ----------------------------------------------------------------------------------- from rollouts to the graph's nodes
 
 HASH_DIM = 512
 Encoder = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Keys = Sequence[Sequence[str | None]]  # `answer_key`s of B groups of G rollouts
 
 
 def make_encoder(name: str, tokenizer, device="cpu") -> Encoder:
-    """The function that embeds tasks and their rollouts: encode(tasks, rollouts, hidden) -> queries (B, d), thinkings and
-    answers (B, G, d), unit vectors.
+    """The function that embeds tasks and their rollouts: encode(tasks, rollouts, hidden) -> queries (B, d), thinkings
+    and answers (B, G, d), unit vectors.
 
-    Args:
-        name: "hash" for hashed n-grams (no model), "policy" for hidden states of the frozen reference policy, whose pass
-            GRPO needs anyway, or the name or path of an encoder of transformers, such as the paper's
-            sentence-transformers/all-MiniLM-L6-v2.
-        tokenizer: the policy's.
+    `name` is "hash" for hashed n-grams (no model), "policy" for hidden states of the frozen reference policy, whose
+    pass GRPO needs anyway, or an encoder of transformers, such as the paper's sentence-transformers/all-MiniLM-L6-v2.
+    `tokenizer` is the policy's.
     """
     if name == "hash":
         return hash_encoder
@@ -212,6 +265,7 @@ def make_encoder(name: str, tokenizer, device="cpu") -> Encoder:
     from transformers import AutoModel, AutoTokenizer
 
     try:
+        reach_hub(name)
         model, words = AutoModel.from_pretrained(name).to(device).eval(), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"encoder: cannot load {name!r}, neither hash, policy, a model folder nor a model at hand: "
@@ -226,9 +280,8 @@ def hash_encoder(tasks: Sequence[Task], rollouts, hidden: Tensor | None = None) 
     group = len(rollouts.texts) // len(tasks)
     for b, task in enumerate(tasks):
         places: dict[str, str] = {}
-        for name, arguments in re.findall(r"([^\W\d]\w*)\(([\w\s,]*)\)", task.question):  # a function's signature
-            for word in (name, *re.findall(r"[^\W\d]\w*", arguments)):
-                places.setdefault(word, f"f{len(places)}")
+        for word in signature(task.question):
+            places.setdefault(word, f"f{len(places)}")
         queries.append(hash_ngrams(by_place(" ".join([task.question, *(task.choices or ())]), places, "q")))
         for text in rollouts.texts[b * group : (b + 1) * group]:
             known = dict(places)  # what a response introduces is known to this response only
@@ -238,9 +291,19 @@ def hash_encoder(tasks: Sequence[Task], rollouts, hidden: Tensor | None = None) 
     return shape_nodes(queries, thinkings, answers)
 
 
+def signature(question: str) -> list[str]:
+    """The names of functions and of their arguments that a question mentions.
+
+    >>> signature("Write the function area(a, b). It returns a times b.")
+    ['area', 'a', 'b']
+    """
+    found = re.findall(r"([^\W\d]\w*)\(([\w\s,]*)\)", question)
+    return [word for name, arguments in found for word in (name, *re.findall(r"[^\W\d]\w*", arguments))]
+
+
 def by_place(text: str, places: dict[str, str], prefix: str) -> list[str]:
-    """The words of a text, where numbers and capitalised words are called by the place of their first appearance; new ones
-    are added to `places`. What the question mentions keeps its place in the response.
+    """The words of a text, where numbers and capitalised words are called by the place of their first appearance; new
+    ones are added to `places`. What the question mentions keeps its place in the response.
 
     >>> places = {}
     >>> by_place("Ann has 3 bags of 12.", places, "q"), by_place("3 * 12 = 36", places, "r")
@@ -277,20 +340,22 @@ def policy_encoder(tokenizer, tasks: Sequence[Task], rollouts, hidden: Tensor) -
 
     response = hidden[:, -length:]
     return shape_nodes(mean(hidden[::group, :-length], rollouts.attention_mask[::group, :-length]),
-                       mean(response, rollouts.mask * is_thinking), mean(response, rollouts.mask * ~is_thinking))  # fmt: skip
+                       *(mean(response, rollouts.mask * part) for part in (is_thinking, ~is_thinking)))
 
 
 def text_encoder(model, words, tasks: Sequence[Task], rollouts, hidden=None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of an encoder's last hidden states under the attention mask, L2-normalised (as all-MiniLM-L6-v2 is used)."""
     group = len(rollouts.texts) // len(tasks)
     pairs = [split_response(text, tasks[n // group].domain) for n, text in enumerate(rollouts.texts)]
-    texts = [" ".join([task.question, *(task.choices or ())]) for task in tasks] + [p[0] for p in pairs] + [p[1] for p in pairs]
+    texts = [" ".join([task.question, *(task.choices or ())]) for task in tasks]
+    texts += [thinking for thinking, _ in pairs] + [answer for _, answer in pairs]
     vectors: list[Tensor] = [None] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length go together
     with torch.inference_mode():
         for start in range(0, len(order), 64):
             part = order[start : start + 64]
-            inputs = words([texts[i] for i in part], padding=True, truncation=True, return_tensors="pt").to(model.device)
+            inputs = words([texts[i] for i in part], padding=True, truncation=True, return_tensors="pt")
+            inputs = inputs.to(model.device)
             states, mask = model(**inputs).last_hidden_state.float(), inputs.attention_mask[..., None]
             for i, vector in zip(part, F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)):
                 vectors[i] = vector
@@ -313,42 +378,79 @@ def majority_key(keys: Sequence[str | None]) -> str | None:
     return max(counts, key=counts.get, default=None)
 
 
-FEATURES = ("magnitude", "parsed", "majority", "agreement", "mean_logprob", "min_logprob")
+CONFIDENCE = ("mean_logprob", "min_logprob")
+FEATURES = ("magnitude", "parsed", "majority", "agreement", "overlap", "coverage", "sound", *CONFIDENCE)
 
 
-def answer_features(keys: Sequence[Sequence[str | None]], logprobs: Tensor, mask: Tensor,
-                    names: Sequence[str] = FEATURES) -> Tensor:
-    """Numbers about each answer, (B, G, f). The paper's: its magnitude sign(a) log(1+|a|)/20, was it parsed, is it the
-    group's majority. Ours: the agreement (share of the group with this answer), and the confidence of the frozen reference
-    at temperature 1, mean and minimum of the tokens' log-probabilities (the current policy's grows as it learns, and would
-    reward itself).
+def answer_features(tasks: Sequence[Task], responses: Sequence[Sequence[str]], keys: Keys, logprobs: Tensor | None,
+                    mask: Tensor | None, names: Sequence[str] = FEATURES) -> Tensor:
+    """Numbers about each answer, (B, G, f); none of them needs a label.
 
-    Args:
-        keys: `answer_key` of every rollout, B lists of G.
-        logprobs, mask: (N, T) of the reference policy.
-        names: the features wanted, out of FEATURES; another name raises ValueError.
+    The paper's: magnitude, sign(a) log(1+|a|)/20; parsed; majority, is it the group's most common answer? Ours:
+    agreement, the share of the group with this answer; overlap, how much the numbers it writes are those of the rest of
+    the group (mean Jaccard index); coverage, the share of the question's numbers and names it uses; sound, could it be
+    right at all: a whole number, one of the choices, a program that defines the function the question names; and the
+    confidence of the frozen reference at temperature 1, mean and minimum of the tokens' log-probabilities (the current
+    policy's grows as it learns, and would reward itself).
+
+    `responses` are B lists of G texts; logprobs and mask (N, T) are the reference policy's, None where it has not read
+    them. A name that is not in FEATURES, or confidence without logprobs, raises ValueError.
     """
-    for name in names:
-        if name not in FEATURES:
-            raise ValueError(f"features: {name!r} is not one of {', '.join(FEATURES)}")
+    if unknown := set(names) - set(FEATURES):
+        raise ValueError(f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
+    if logprobs is None and set(names) & set(CONFIDENCE):
+        raise ValueError(f"features: {' and '.join(CONFIDENCE)} need log-probabilities of the responses")
+    rows = [row for group in zip(tasks, responses, keys) for row in group_features(*group)]
+    columns = torch.tensor(rows, dtype=torch.float32).T  # (f, N)
+    if logprobs is not None:
+        mean = (logprobs * mask).sum(1) / mask.sum(1).clamp(min=1)
+        least = logprobs.masked_fill(mask == 0, 0.0).amin(1)
+        columns = torch.cat([columns.to(mean), mean[None], least[None]])
+    return columns[[FEATURES.index(name) for name in names]].T.unflatten(0, (len(keys), -1))
+
+
+def group_features(task: Task, texts: Sequence[str], keys: Sequence[str | None]) -> list[list[float]]:
+    """For each rollout of a group what stands before CONFIDENCE in FEATURES."""
+    counts, most = Counter(key for key in keys if key is not None), majority_key(keys)
+    said = [mentions(text) for text in texts]
+    numbers = [{word for word in words if word[0].isdigit()} for words in said]
+    asked = {word for word in mentions(task.question) if word[0].isdigit()} | set(signature(task.question))
+    alike = [[len(a & b) / len(a | b) if a | b else 1.0 for b in numbers] for a in numbers]
     rows = []
-    for group in keys:
-        counts, most = Counter(group), majority_key(group)
-        for key in group:
-            number = re.fullmatch(r"(-?)(\d{1,300})(?:/(\d{1,300}))?", key or "")  # beyond, a float overflows
-            value = math.log1p(int(number[2]) / int(number[3] or 1)) / 20 * (-1 if number[1] else 1) if number else 0.0
-            known = key is not None
-            rows.append([value, known, known and key == most, counts[key] / len(group) if known else 0.0])
-    mean = (logprobs * mask).sum(1) / mask.sum(1).clamp(min=1)
-    least = logprobs.masked_fill(mask == 0, 0.0).amin(1)
-    features = torch.cat([torch.tensor(rows, dtype=torch.float32, device=mean.device), mean[:, None], least[:, None]], 1)
-    return features[:, [FEATURES.index(name) for name in names]].unflatten(0, (len(keys), -1))
+    for g, key in enumerate(keys):
+        number = re.fullmatch(r"(-?)(\d{1,300})(?:/(\d{1,300}))?", key or "")  # beyond, a float overflows
+        magnitude = math.log1p(int(number[2]) / int(number[3] or 1)) / 20 * (-1 if number[1] else 1) if number else 0.0
+        overlap = (sum(alike[g]) - 1) / max(len(keys) - 1, 1)
+        coverage = len(asked & said[g]) / len(asked) if asked else 1.0
+        rows.append([magnitude, key is not None, key is not None and key == most, counts[key] / len(keys), overlap,
+                     coverage, is_sound(task, texts[g], key)])
+    return rows
+
+
+def mentions(text: str) -> set[str]:
+    """The words and numbers of a text, numbers without thousands commas and trailing zeros.
+
+    >>> sorted(mentions("2 boxes cost $1,200.50"))
+    ['1200.5', '2', 'boxes', 'cost']
+    """
+    words = re.findall(r"\d+(?:\.\d+)?|[^\W\d]\w*", re.sub(r"(?<=\d),(?=\d{3})", "", text))
+    return {re.sub(r"\.?0*$", "", word) if "." in word else word for word in words}
+
+
+def is_sound(task: Task, response: str, key: str | None) -> bool:
+    """Could this be a right answer, as far as one sees without a label? See `answer_features`."""
+    if task.domain == "code":
+        tree, named = parse_code(extract_code(response)), re.findall(r"\w+(?=\()", task.question)
+        return any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in named for node in (tree.body if tree else ()))
+    if task.domain == "qa":
+        return key is not None and key in LETTERS[: len(task.choices or LETTERS)]
+    return key is not None and key.isdigit()
 
 
 # ------------------------------------------------------------------------------------------------------------- rewards
 
 
-def predict_rewards(memory: "ExperienceMemory | None", groups: Groups | None, keys: Sequence[Sequence[str | None]]) -> Tensor:
+def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys: Keys) -> Tensor:
     """Probabilities (B, G) that rollouts are right: the memory's, or without a memory the majority's vote (1 for the
     group's most common answer, 0 for the others; TTRL, arXiv 2504.16084)."""
     if memory is not None:
@@ -357,12 +459,14 @@ def predict_rewards(memory: "ExperienceMemory | None", groups: Groups | None, ke
     return torch.tensor(votes, dtype=torch.float32)
 
 
-def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: "ExperienceMemory | None", groups: Groups | None,
-                    keys: Sequence[Sequence[str | None]], threshold: float = 0.5) -> tuple[Tensor, list[str]]:
-    """Rewards (B, G) of B*G responses, and where each group's come from: "verifier", "memory" or "majority".
+def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: ExperienceMemory | None,
+                    groups: Groups | None, keys: Keys, threshold: float = 0.5, soft: bool = False, abstain: float = 0.0,
+                    lap: Callable[[str], None] = lambda stage: None) -> tuple[Tensor, list[str]]:
+    """Rewards (B, G) of B*G responses, and where each group's come from: "verifier", "memory", "majority", "abstained".
 
     A labelled task is verified. An unlabelled one gets 1 where sigma > threshold and else 0 (paper, section on online
-    RL), sigma from the memory or, where `memory` is None, from the majority's vote.
+    RL), sigma from the memory or, where `memory` is None, from the majority's vote; sigma itself if `soft`. A group
+    whose mean of |2 sigma - 1| is below `abstain` gets equal rewards, so no advantage. `lap` follows each stage.
     """
     size = len(responses) // len(tasks)
     guess = "majority" if memory is None else "memory"
@@ -372,9 +476,123 @@ def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: "Ex
     if labelled:
         pairs = [(tasks[b], responses[b * size + g]) for b in labelled for g in range(size)]
         rewards[labelled] = torch.tensor(verify_batch(*zip(*pairs))).view(-1, size)
+    lap("verify")
     unlabelled = [b for b, task in enumerate(tasks) if not task.labelled]
     if unlabelled:
         groups = groups and groups.rows(torch.tensor(unlabelled))
         probabilities = predict_rewards(memory, groups, [keys[b] for b in unlabelled])
-        rewards[unlabelled] = (probabilities > threshold).float()
+        sure = (2 * probabilities - 1).abs().mean(1) >= abstain  # (b,)
+        rewards[unlabelled] = (probabilities if soft else (probabilities > threshold).float()) * sure[:, None]
+        for b in torch.tensor(unlabelled)[~sure].tolist():
+            source[b] = "abstained"
+    lap("predict")
     return rewards, source
+
+
+# --------------------------------------------------------------------------------- the bench: how good are predictions?
+
+
+def probe_rows(config, features: Sequence[str], encoders: Sequence[str]) -> dict[str, dict]:
+    """The table's rows: a name, and what is changed of `config`. No settings of it are `predictor` and `blank`, the
+    nodes whose embedding is zero, so that they carry and attract nothing."""
+    return {
+        "majority vote": {"predictor": "majority"},
+        "agreement as a score": {"predictor": "agreement"},
+        "vote of the k nearest rollouts": {"predictor": "vote"},
+        "MLP (no edges)": {"gnn": "mlp"},
+        "the official code's graph and features": {
+            "gnn": "unlabelled", "gnn_networks": 1, "neighbors": 0, "features": "magnitude,parsed,majority"},
+        "GCN, labels no inputs (the paper)": {"gnn": "unlabelled"},
+        "GCN, labels as inputs (default)": {},
+        "one network": {"gnn_networks": 1},
+        "GATv2 attention for the mean": {"gnn": "gat"},
+        "without thinkings": {"blank": "thinkings"},
+        "without similarity edges": {"neighbors": 0},
+        "without answer features": {"features": ""},
+        **{f"only {name}": {"features": name} for name in features},
+        **{f"encoder {name}": {"encoder": name} for name in encoders if name != config.encoder},
+        **{f"k = {k}": {"neighbors": k} for k in (1, 3, 7, 15)},
+        **{f"label ratio {ratio}": {"label_ratio": ratio} for ratio in (0.1, 0.2, 0.4, 0.7)},
+        **{f"threshold {threshold}": {"threshold": threshold} for threshold in (0.3, 0.4, 0.5, 0.6, 0.7)},
+    }
+
+
+class Bench(NamedTuple):
+    """Verified rollouts to measure predictions with."""
+
+    tasks: Sequence[Task]
+    rewards: Tensor  # (B, G)
+    nodes: dict[str, tuple[Tensor, Tensor, Tensor]]  # for each encoder its queries, thinkings, answers
+    names: list[str]  # of the features
+    features: Tensor  # (B, G, f)
+
+    def groups(self, config) -> Groups:
+        """The groups as `config` wants them; no feature at all is a column of zeros."""
+        columns = [self.names.index(name) for name in config.features.split(",") if name]
+        features = self.features[..., columns] if columns else torch.zeros_like(self.features[..., :1])
+        groups = Groups(*self.nodes[config.encoder], features)
+        return groups._replace(**{name: 0 * getattr(groups, name) for name in config.blank.split()})
+
+
+def hide_and_predict(bench: Bench, config, seed: int) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Keep `config.label_ratio` of the labels and predict the rewards of the other queries' rollouts: scores and truth
+    (n,), how many queries were labelled, seconds to fit, microseconds a predicted rollout."""
+    known = torch.tensor([task.labelled for task in hide_labels(bench.tasks, config.label_ratio, seed)])
+    labelled, asked = (bench.groups(config).rows(part) for part in (known, ~known))
+    rewards, truth, began = bench.rewards[known], bench.rewards[~known], time.perf_counter()
+    fitted = began
+    if config.predictor == "memory":
+        memory = ExperienceMemory(config)
+        memory.remember([task.id for task, kept in zip(bench.tasks, known) if kept], *labelled, rewards)
+        memory.fit(seed)
+        fitted = time.perf_counter()
+        scores = memory.predict(*asked)
+    elif config.predictor == "vote":
+        edges = similarity_edges(asked, labelled, config.neighbors)[1:]  # of thinkings and of answers
+        scores = sum(receive_messages(rewards[..., None], of, edge_weights(cos))[..., 0] for of, cos in edges) / 2
+    else:  # the name of a feature that is a prediction by itself
+        scores = bench.features[~known][..., bench.names.index(config.predictor)]
+    microseconds = 1e6 * (time.perf_counter() - fitted) / scores.numel()
+    facts = {"labels": int(known.sum()), "fit_seconds": fitted - began, "microseconds": microseconds}
+    return scores.flatten(), truth.flatten(), facts
+
+
+def probe(tasks: Sequence[Task], responses: Sequence[Sequence[str]], keys: Keys, rewards: Tensor,
+          nodes: dict[str, tuple[Tensor, Tensor, Tensor]], config, seeds: int = 5, logprobs: Tensor | None = None,
+          mask: Tensor | None = None) -> Iterator[dict]:
+    """Measure every row of `probe_rows`: what training runs, with one thing changed. Each seed hides other labels.
+
+    Yields name, default (True: what training does), and as means over seeds, with standard errors NAME_se: labels,
+    accuracy, precision, recall, f1, fp_rate, auc, ece, fit_seconds, microseconds. nan: nothing to measure.
+
+    `responses` are B lists of G texts, `rewards` (B, G) a verifier's, `nodes` what each encoder, by its name, makes of
+    them (`config.encoder` is one), logprobs and mask (N, T) the reference policy's; without them no CONFIDENCE.
+    """
+    names = [name for name in FEATURES if logprobs is not None or name not in CONFIDENCE]
+    bench = Bench(tasks, rewards, nodes, names, answer_features(tasks, responses, keys, logprobs, mask, names))
+    chosen = ",".join(name for name in config.features.split(",") if name in names)
+    default = vars(config) | {"features": chosen, "predictor": "memory", "blank": ""}
+
+    @functools.cache  # rows that differ in the threshold share their predictions
+    def predictions(seed: int, **changes) -> tuple[Tensor, Tensor, dict[str, float]]:
+        return hide_and_predict(bench, SimpleNamespace(**default | changes), seed)
+
+    def measure(seed: int, threshold: float = config.threshold, **changes) -> dict[str, float]:
+        scores, truth, facts = predictions(seed, **changes)
+        return {**metrics(scores, truth, threshold), "ece": calibration_error(scores, truth), **facts}
+
+    for name, changes in probe_rows(config, names, nodes).items():
+        other = {key: value for key, value in changes.items() if default.get(key) != value}
+        splits = [measure(seed, **other) for seed in range(seeds)]
+        columns = {key: np.array([split[key] for split in splits]) for key in splits[0]}
+        errors = {f"{key}_se": values.std(ddof=1).item() / seeds**0.5 for key, values in columns.items() if seeds > 1}
+        yield {"name": name, "default": not changes, **{key: v.mean().item() for key, v in columns.items()}, **errors}
+
+
+def probe_line(row: dict | None = None) -> str:
+    """A row of `probe` for the terminal; the table's head without one."""
+    if row is None:
+        return f"{'':<40}{'AUC':>16}{'accuracy':>16} precis.   recall       F1   false+      ECE   fit s   us each"
+    cells = [f"{row[key]:.3f} +- {row.get(key + '_se', math.nan):.3f}".rjust(16) for key in ("auc", "accuracy")]
+    cells += [f"{row[key]:9.3f}" for key in ("precision", "recall", "f1", "fp_rate", "ece")]
+    return f"{row['name']:<40}{''.join(cells)}{row['fit_seconds']:8.2f}{row['microseconds']:9.1f}"

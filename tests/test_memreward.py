@@ -6,15 +6,18 @@ import types
 import pytest
 import torch
 
-from gnn import Groups, metrics
-from memreward import ExperienceMemory
+import memreward
+from data import Task, hide_labels
+from gnn import Groups, calibrate, fold_ids, metrics, seeded, similarity_edges
+from memreward import Bench, ExperienceMemory, hide_and_predict, probe
 
 torch.set_num_threads(1)
 D, F, G = 16, 2, 4
 
 
 def config(**overrides):
-    settings = {"neighbors": 3, "groups_per_query": 2, "gnn_hidden": 32, "gnn_layers": 2, "gnn_dropout": 0.1,
+    settings = {"neighbors": 3, "groups_per_query": 2, "gnn": "gcn", "gnn_networks": 2, "gnn_hidden": 32,
+                "gnn_layers": 2, "gnn_dropout": 0.1,
                 "gnn_epochs": 10, "gnn_patience": 5, "gnn_learning_rate": 3e-3, "gnn_weight_decay": 0.01}
     return types.SimpleNamespace(**settings | overrides)
 
@@ -40,7 +43,7 @@ def fitted(count=12, groups=None, rewards=None, **overrides):
 def with_rewards(memory, rewards):
     """The same network and groups with other rewards."""
     other = copy.copy(memory)
-    other.rewards, other.messages = rewards, memory.model.send(memory.groups, rewards)
+    other.rewards, other.messages = rewards, [model.send(memory.groups, rewards) for model in memory.models]
     return other
 
 
@@ -118,8 +121,8 @@ def test_remembering_later_equals_sending_everything_again():
     memory, new = fitted(), random_groups(5, seed=1)
     for step in range(3):
         memory.remember([f"q{step}", f"new{step}", "q0"], *random_groups(3, seed=step), random_rewards(3, seed=step))
-    again = memory.model.send(memory.groups, memory.rewards)
-    for cached, table in zip(sum(memory.messages, []), sum(again, [])):
+    again = [model.send(memory.groups, memory.rewards) for model in memory.models]
+    for cached, table in zip(sum(sum(memory.messages, []), []), sum(sum(again, []), []), strict=True):
         assert torch.allclose(cached, table, atol=1e-5)
     before = memory.predict(*new)
     memory.messages = again
@@ -176,7 +179,8 @@ def test_explain_says_what_predict_did():
                 assert other["cosine"] == pytest.approx(
                     torch.cosine_similarity(vectors[0, g], known[row, other["rollout"]], dim=0).item(), abs=1e-5)
     smaller = ExperienceMemory(config())  # moved: leave q2 and the nearest out of the memory for good and ask again
-    smaller.model, smaller.messages = memory.model, [[table[:0] for table in layer] for layer in memory.messages]
+    smaller.models, smaller.weights = memory.models, memory.weights
+    smaller.messages = [[[table[:0] for table in layer] for layer in each] for each in memory.messages]
     keep = [i for i, id in enumerate(memory.ids) if id not in ("q2", trace[0]["queries"][0]["id"])]
     smaller.remember([memory.ids[i] for i in keep], *memory.groups.rows(keep), memory.rewards[keep])
     moved = torch.logit(p) - torch.logit(smaller.predict(*new)[0])
@@ -194,7 +198,7 @@ def test_explain_with_nobody_left_to_hear_from():
 def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
     memory, new, path = fitted(), random_groups(5, seed=1), tmp_path / "memory.pt"
     if not fit_first:
-        memory.model = memory.messages = None
+        memory.models, memory.messages, memory.weights = [], [], None
     memory.save(path)
     state = torch.get_rng_state()
     loaded = ExperienceMemory(config())
@@ -269,3 +273,125 @@ def test_wrong_order_and_wrong_group_size_are_refused():
         fitted().remember(["a"], *random_groups(1, size=5), torch.zeros(1, 5))
     with pytest.raises(ValueError, match="exclude"):
         fitted().predict(*random_groups(3), exclude=["a"])
+
+
+def test_groups_left_out_of_the_fit_teach_nothing_and_still_send():
+    groups, rewards = random_groups(12), random_rewards(12)
+    ids, slice_ids = [f"q{i}" for i in range(12)], {"q3", "q7"}
+    kept = torch.tensor([id not in slice_ids for id in ids])
+    small, whole = ExperienceMemory(config()), ExperienceMemory(config())
+    small.remember([id for id in ids if id not in slice_ids], *groups.rows(kept), rewards[kept])
+    whole.remember(ids, *groups, rewards)
+    small.fit(seed=0)
+    whole.fit(seed=0, without=slice_ids)
+    for one, two in zip(small.models, whole.models):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+    assert torch.equal(small.weights, whole.weights)
+    new = random_groups(6, seed=1)
+    assert not torch.equal(small.predict(*new), whole.predict(*new))
+    hidden = [explained["id"] for group in zip(*new) for explained in whole.explain(*group)[0]["queries"]]
+    assert slice_ids & set(hidden)
+
+
+def test_fresh_groups_of_a_query_do_not_crowd_out_other_queries():
+    memory, groups = fitted(), random_groups(12)
+    memory.remember(memory.ids, groups.queries, *random_groups(12, seed=3)[1:], random_rewards(12, seed=3))
+    heard = [pair["id"] for pair in memory.explain(*(part[0] for part in random_groups(1, seed=1)))[0]["queries"]]
+    assert len(set(heard)) == 3 and all(heard.count(id) == 2 for id in heard)
+
+
+def test_calibration_sees_only_logits_of_networks_that_did_not_train_on_the_query():
+    memory, seed = fitted(gnn_networks=3), 0
+    with seeded(seed, torch.device("cpu")):
+        folds = fold_ids(torch.arange(12), 5)
+    rows, flat = [], memory.groups.features.flatten(0, 1)
+    mean, std = flat.mean(0), flat.std(0, correction=0)
+    for m in range(12):
+        if folds[m] < 3:  # of five folds three are held out by a network
+            others = [row for row in range(12) if row != m]
+            network, own, known = memory.models[folds[m]], memory.groups.rows([m]), memory.groups.rows(others)
+            sent = network.send(known, memory.rewards[others])
+            logits = network.receive(own, sent, similarity_edges(own, known, k=3))
+            z = (memory.groups.features - mean) / std
+            rows += [([logits[0, g].item(), *z[m, g].tolist(), 1.0], memory.rewards[m, g].item()) for g in range(G)]
+    inputs, rewards = map(torch.tensor, zip(*rows))
+    assert torch.allclose(memory.weights, calibrate(inputs, rewards), atol=1e-3)
+    new = random_groups(2, seed=1)
+    edges = similarity_edges(Groups(*new), memory.groups, 3)
+    unit = [torch.nn.functional.normalize(part, dim=-1) for part in new[:3]]
+    logits = torch.stack([network.receive(Groups(*unit, new.features), sent, edges)
+                          for network, sent in zip(memory.models, memory.messages)]).mean(0)
+    expected = memory.weights[0] * logits + (new.features - mean) / std @ memory.weights[1:-1] + memory.weights[-1]
+    assert torch.allclose(torch.logit(memory.predict(*new)), expected, atol=1e-4)
+
+
+def test_every_network_stops_on_queries_of_its_own(monkeypatch):
+    held_out, original = [], memreward.fit
+    monkeypatch.setattr(memreward, "fit", lambda *args: held_out.append(args[5]) or original(*args))
+    fitted(gnn_networks=5, gnn_epochs=1)
+    assert (torch.stack(held_out).sum(0) == 1).all()
+
+
+def test_what_cannot_be_learnt_is_predicted_with_the_base_rate():
+    rewards = (torch.rand(60, G, generator=torch.Generator().manual_seed(5)) < 0.3).float()
+    memory = fitted(60, random_groups(60), rewards, gnn_networks=5, gnn_epochs=30, gnn_patience=30)
+    p = memory.predict(*random_groups(60, seed=1))
+    assert abs(p.mean() - rewards.mean()) < 0.06 and p.std() < 0.1
+
+
+def test_fewer_queries_than_folds_leave_the_logits_as_they_are():
+    memory = fitted(4)
+    assert memory.weights.tolist() == [1.0] + [0.0] * (F + 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the bench
+
+
+def bench(**overrides):
+    """Twenty tasks whose answers are "1" or "2", with settings small enough to measure every row."""
+    g = torch.Generator().manual_seed(0)
+    tasks = [Task(f"t{i}", "d", "math", f"{i} apples?", answer="1") for i in range(20)]
+    said = torch.randint(1, 3, (20, G), generator=g)
+    keys = [[str(number) for number in group] for group in said.tolist()]
+    texts = [[f"{number} it is\n#### {number}" for number in group] for group in said.tolist()]
+    groups = random_groups(20)
+    settings = config(gnn_epochs=2, gnn_patience=2, gnn_hidden=4, label_ratio=0.5, threshold=0.5, encoder="hash",
+                      features="agreement,min_logprob", predictor="memory", blank="", **overrides)
+    return tasks, texts, keys, (said == 1).float(), {"hash": groups[:3], "other": groups[:3]}, settings
+
+
+def test_the_bench_measures_what_training_does():
+    tasks, texts, keys, rewards, nodes, settings = bench()
+    rows = {row["name"]: row for row in probe(tasks, texts, keys, rewards, nodes, settings, seeds=2)}
+    assert [row["name"] for row in rows.values() if row["default"]] == ["GCN, labels as inputs (default)"]
+    assert {"encoder other", "k = 15", "threshold 0.7", "only coverage", "label ratio 0.7"} <= rows.keys()
+    assert not any("logprob" in name for name in rows)  # no policy has read these
+    agreement = torch.tensor([[group.count(key) / G for key in group] for group in keys])
+    expected, settings.features = [], "agreement"
+    for seed in range(2):
+        known = torch.tensor([task.labelled for task in hide_labels(tasks, 0.5, seed)])
+        memory = ExperienceMemory(settings)
+        groups = Groups(*nodes["hash"], agreement[..., None])
+        memory.remember([task.id for task, kept in zip(tasks, known) if kept], *groups.rows(known), rewards[known])
+        memory.fit(seed)
+        ours = metrics(memory.predict(*groups.rows(~known)).flatten(), rewards[~known].flatten())
+        simple = metrics(agreement[~known].flatten(), rewards[~known].flatten())
+        expected.append((ours["auc"], simple["auc"], simple["accuracy"]))
+    means = torch.tensor(expected).mean(0).tolist()
+    default, plain = rows["GCN, labels as inputs (default)"], rows["agreement as a score"]
+    error = expected[0][1] - expected[1][1]
+    assert [default["auc"], plain["auc"], plain["accuracy"]] == pytest.approx(means, abs=1e-6)
+    assert default["labels"] == 10 and plain["auc_se"] == pytest.approx(abs(error) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("predictor", ["memory", "vote", "agreement"])
+def test_hidden_rewards_never_reach_a_prediction(predictor):
+    tasks, _, _, rewards, nodes, settings = bench()
+    settings.predictor, features = predictor, random_groups(20).features
+    known = torch.tensor([task.labelled for task in hide_labels(tasks, 0.5, 1)])
+    names = ["agreement", "min_logprob"]
+    measure = lambda rewards: hide_and_predict(Bench(tasks, rewards, nodes, names, features), settings, 1)  # noqa: E731
+    scores, truth, facts = measure(rewards)
+    other = torch.where(known[:, None], rewards, 1 - rewards)
+    assert torch.equal(scores, measure(other)[0]) and torch.equal(truth, rewards[~known].flatten())
+    assert facts["labels"] == 10 and (predictor == "agreement" or not torch.equal(scores, measure(1 - rewards)[0]))

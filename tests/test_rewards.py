@@ -78,18 +78,37 @@ def test_majority(keys, winner):
 def test_answer_features_by_hand():
     import math
 
-    keys = [["36", "36", "-5", None], ["1/2", "B", "B", "B"]]
+    tasks = [Task("a", "d", "math", "4 rows of 9 and 1,000 more?"), Task("b", "d", "qa", "Which?", choices=("x", "y"))]
+    texts = [["4 * 9 = 36\n#### 36", "4 + 9.0 = 36\n#### 36", "#### -5", "no idea"], ["####B", "#### C", "####B", ""]]
+    keys = [["36", "36", "-5", None], ["B", "C", "1/2", "B"]]
     logprobs = torch.tensor([[-0.5, -1.5, -9.0]] * 8)
     mask = torch.tensor([[1.0, 1.0, 0.0]] * 8)
-    features = answer_features(keys, logprobs, mask)
+    features = answer_features(tasks, texts, keys, logprobs, mask)
     log = lambda a: math.copysign(math.log(1 + abs(a)) / 20, a)  # noqa: E731
     expected = [[[log(36), 1, 1, 0.5], [log(36), 1, 1, 0.5], [log(-5), 1, 0, 0.25], [0, 0, 0, 0]],
-                [[log(0.5), 1, 0, 0.25], [0, 1, 1, 0.75], [0, 1, 1, 0.75], [0, 1, 1, 0.75]]]
+                [[0, 1, 1, 0.5], [0, 1, 0, 0.25], [log(0.5), 1, 0, 0.25], [0, 1, 1, 0.5]]]
     assert torch.allclose(features[..., :4], torch.tensor(expected))
-    assert torch.equal(features[..., 4:], torch.tensor([-1.0, -1.5]).expand(2, 4, 2))
-    assert torch.equal(answer_features(keys, logprobs, mask, ["min_logprob", "parsed"]), features[..., [5, 1]])
-    with pytest.raises(ValueError, match="features: 'colour' is not one of"):
-        answer_features(keys, logprobs, mask, ["colour"])
+    expected = [[[1 / 3, 2 / 3, 1], [1 / 3, 2 / 3, 1], [0, 0, 0], [0, 0, 0]],  # overlap, coverage, sound
+                [[1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 1, 1]]]
+    assert torch.allclose(features[..., 4:7], torch.tensor(expected))
+    assert torch.equal(features[..., 7:], torch.tensor([-1.0, -1.5]).expand(2, 4, 2))
+    some = answer_features(tasks, texts, keys, logprobs, mask, ["min_logprob", "parsed"])
+    assert torch.equal(some, features[..., [8, 1]])
+    assert torch.equal(answer_features(tasks, texts, keys, None, None, ["sound"]), features[..., 6:7])
+    with pytest.raises(ValueError, match="features: colour: not among"):
+        answer_features(tasks, texts, keys, logprobs, mask, ["colour"])
+    with pytest.raises(ValueError, match="min_logprob need log-probabilities"):
+        answer_features(tasks, texts, keys, None, None, ["min_logprob"])
+
+
+@pytest.mark.parametrize("response, sound, coverage", [
+    ("```python\ndef area(a, b):\n    return a * b\n```", 1, 1.0),
+    ("```python\ndef volume(a):\n    return a\n```", 0, 1 / 3),
+    ("```python\ndef area(a):\n    return (a\n```", 0, 2 / 3), ("no code", 0, 0.0)])
+def test_code_is_sound_where_it_defines_what_was_asked(response, sound, coverage):
+    task = Task("c", "d", "code", "Write the function area(a, b). It returns the product.")
+    features = answer_features([task], [[response]], [[None]], None, None, ["sound", "coverage"])
+    assert features.flatten().tolist() == pytest.approx([sound, coverage])
 
 
 class Oracle:
@@ -110,3 +129,23 @@ def test_labelled_groups_are_verified_and_the_others_predicted(memory, threshold
 
 def test_the_majority_never_rewards_what_does_not_parse():
     assert predict_rewards(None, None, [[None, None, "1"], [None, None, None]]).tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_soft_rewards_and_abstention():
+    """Sure, unsure and labelled groups; |2p - 1| is 0.8 on average for the first and 0.2 for the second."""
+    probabilities = torch.tensor([[0.9, 0.2, 1.0, 0.1], [0.6, 0.5, 0.4, 0.3]])
+    memory = SimpleNamespace(predict=lambda *groups: probabilities)
+    tasks = [Task("a", "d", "math", "?"), Task("b", "d", "math", "?"), Task("c", "d", "math", "?", answer="1")]
+    texts = ["#### 1", "#### 2", "#### 1", "?"] * 3
+    groups = Groups(torch.zeros(3, 2), torch.zeros(3, 4, 2), torch.zeros(3, 4, 2), torch.zeros(3, 4, 1))
+    acquire = lambda *more: acquire_rewards(tasks, texts, memory, groups, [[None] * 4] * 3, 0.5, *more)  # noqa: E731
+    verified = [1.0, 0.0, 1.0, 0.0]
+    rewards, source = acquire()
+    assert rewards.tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], verified] and source == ["memory", "memory", "verifier"]
+    rewards, source = acquire(True)
+    assert torch.equal(rewards, torch.cat([probabilities, torch.tensor([verified])]))
+    rewards, source = acquire(False, 0.5)
+    assert rewards.tolist() == [[1, 0, 1, 0], [0] * 4, verified] and source == ["memory", "abstained", "verifier"]
+    laps = []
+    acquire(True, 0.5, laps.append)
+    assert laps == ["verify", "predict"]
