@@ -3,31 +3,54 @@
     python train.py                                   # the whole method on the built-in small world, two cores, minutes
     python train.py --mode r1p                        # the same steps on the labelled fifth only; or oracle, majority
     python train.py compare --seeds 5                 # the paper's table: four modes, five seeds
-    python train.py --resume runs/NAME                # go on where a run stopped
-    accelerate launch --num_processes 8 train.py --tasks mytasks.jsonl --model Qwen/Qwen2.5-1.5B-Instruct \\
-        --encoder sentence-transformers/all-MiniLM-L6-v2 --learning_rate 1e-6 --steps 410 --batch_size 128 \\
-        --max_response_length 1024 --micro_batch_size 2 --train_tasks 7500 --neighbors 7 --gnn_hidden 512 \\
-        --features magnitude,parsed,majority,agreement,mean_logprob,min_logprob   # one node of 8 GPUs, not tried here
+    python train.py --resume runs/NAME                # go on where a run stopped, or was killed
+    python train.py evaluate --model runs/NAME        # test accuracy of a run, a checkpoint, or any causal LM
+    python train.py probe                             # how good predicted rewards are, and what each part of the memory gives
+    python train.py explain runs/NAME                 # why rollouts got their predicted rewards
+    python train.py --preset qwen2.5-1.5b             # the paper's models and benchmarks, one GPU
+    accelerate launch --num_processes 8 train.py --preset qwen2.5-3b      # one node of 8 GPUs; README has FSDP, two nodes
 
-A run folder holds config.json, metrics.jsonl (one line a step), results.json, checkpoint/ and policy/ (a model folder).
+A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (one line a step),
+checkpoints/STEP (each a model folder, too), results.json and policy/ (the trained model).
 """
 
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import random
-import shutil
-import statistics
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
+from logging import getLogger
 from pathlib import Path
+from statistics import mean
 from typing import Literal
 
-HERE = Path(__file__).resolve().parent
-MODES = ("r1p", "majority", "memreward", "oracle")
+from runs import (MODES, Audit, Drift, Log, Stopwatch, accuracies, check, comparison, finish, fit_memory, gather,
+                  load_checkpoint, load_policy, open_folder, profile, refresh, render, report, save_checkpoint, share,
+                  write_json)  # fmt: skip
+
+EVALUATION_BATCH = 128  # tasks sampled at a time
+PAPER = dict(  # arXiv 2603.19310: its benchmarks and settings, one flag for each of its two policies
+    tasks="gsm8k,math,gsm_symbolic,mmlu,commonsenseqa,obqa,arc_c,gpqa,humaneval_plus,mbpp_plus",
+    ood="numina_math,piqa,siqa", train_tasks=750, test_tasks=450, encoder="sentence-transformers/all-MiniLM-L6-v2",
+    steps=410, batch_size=128, max_response_length=1024, learning_rate=1e-6, sample_batch_size=64, micro_batch_size=8,
+    neighbors=7, gnn_hidden=512, gradient_checkpointing=True, eval_every=41, eval_samples=0)  # fmt: skip
+PRESETS = {
+    "none": {},
+    "qwen2.5-1.5b": PAPER | {"model": "Qwen/Qwen2.5-1.5B-Instruct"},
+    "qwen2.5-3b": PAPER | {"model": "Qwen/Qwen2.5-3B-Instruct"},
+    "smollm2-135m": dict(  # a real model on two cores: shows that it runs, far too short to learn
+        model="HuggingFaceTB/SmolLM2-135M-Instruct", encoder="sentence-transformers/all-MiniLM-L6-v2",
+        tasks="gsm8k,arc_c,mbpp_plus", train_tasks=20, test_tasks=8, label_ratio=0.4, steps=20, batch_size=4, group_size=4,
+        max_prompt_length=256, max_response_length=96, learning_rate=1e-5, micro_batch_size=8, eval_every=20,
+        eval_samples=0)}  # fmt: skip
+
+
+VARIANTS = {"refit": {"refit_every": 50}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5}}  # of mode memreward
 
 
 def setting(default, text: str):
@@ -43,22 +66,28 @@ class Config:
         "memreward", "who rewards unlabelled rollouts: memreward (the memory), majority (the group's vote), nobody (r1p: "
         "train on the labelled tasks only), oracle (every task keeps its label)")  # fmt: skip
     label_ratio: float = setting(0.2, "share of the training tasks that keep their label; oracle needs 1 and takes it")
-    tasks: str = setting("world", "'world' (built in), or the path of a .jsonl file of tasks")
-    train_tasks: int = setting(600, "at most so many training tasks, drawn with the seed")
-    test_tasks: int = setting(600, "at most so many test tasks")
-    model: str = setting("builtin", "the policy: 'builtin' (tiny, knows the small world), a causal LM's name or folder")
-    encoder: str = setting("hash", "what embeds queries, thinkings, answers: 'hash' (n-grams), 'policy' (hidden states of "
-                           "the frozen reference), or the name or folder of an encoder of transformers")  # fmt: skip
+    preset: Literal[tuple(PRESETS)] = setting("none", "settings of a known experiment; other flags change them")
+    tasks: str = setting("world", "'world' (built in), benchmarks by name, paths of .jsonl files; several with commas")
+    ood: str = setting("", "more of these, on which the policy is tested and never trained (out of domain)")
+    train_tasks: int = setting(600, "at most so many training tasks of each set, drawn with the seed (the paper: 750)")
+    test_tasks: int = setting(600, "at most so many test tasks of each set, the same for every seed (the paper: 450)")
+    model: str = setting("builtin", "the policy: 'builtin' (tiny, knows the small world), a causal LM's name or folder, or a "
+                         "run folder, whose trained policy is taken")  # fmt: skip
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = setting("auto", "implementation that transformers uses")
+    encoder: str = setting("auto", "what embeds queries, thinkings, answers: 'hash' (n-grams; auto with the built-in policy), "
+                           "'policy' (hidden states of the frozen reference; auto with any other model), or the name or "
+                           "folder of an encoder of transformers")  # fmt: skip
     seed: int = setting(0, "decides training tasks, labels, batches, sampling and the reward network")
     # GRPO
     steps: int = setting(200, "training steps")
     batch_size: int = setting(16, "tasks per step, over all processes")
     group_size: int = setting(8, "rollouts per task")
     temperature: float = setting(1.0, "of sampling, and of the policy that is trained")
-    max_prompt_length: int = setting(1024, "tokens; longer prompts are refused")
+    max_prompt_length: int = setting(1024, "tokens; tasks with longer prompts are left out and counted")
     max_response_length: int = setting(48, "tokens; a rollout ends there (the paper: 1024)")
     learning_rate: float = setting(2e-4, "of AdamW, constant (the paper, for real models: 1e-6)")
     updates_per_batch: int = setting(1, "optimizer steps on one batch; with 1 the clip never acts")
+    sample_batch_size: int = setting(256, "rollouts decoded at a time, per process: what their cache has room for")
     micro_batch_size: int = setting(32, "rollouts per forward pass of the update, per process")
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
@@ -67,17 +96,26 @@ class Config:
     loss_norm: Literal["sequence", "token", "constant"] = setting(
         "sequence", "average over rollouts of averages over tokens (GRPO), over all tokens (DAPO), or sum divided by the "
         "longest possible length (Dr. GRPO)")  # fmt: skip
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 where the device has it, with fp32 weights")
     # the memory
     neighbors: int = setting(3, "k: memory queries, and memory rollouts, that a new one listens to (the paper: 7, for "
                              "more labelled queries of a kind than the small world has)")  # fmt: skip
     threshold: float = setting(0.5, "a predicted probability above it is a reward of 1")
+    reward: Literal["hard", "soft"] = setting("hard", "predicted rewards are 0 or 1 by the threshold, or the probability itself")
+    abstain: float = setting(0.0, "groups whose predictions p are, on average, less sure than this, |2p - 1|, teach nothing")
+    audit_fraction: float = setting(0.1, "share of the labelled queries that the reward networks never train, stop or calibrate "
+                                    "on, so that the log can tell how well they do while the policy drifts")  # fmt: skip
     refit_every: int = setting(0, "steps between new fits of the reward network, on a memory that fresh verified "
                                "rollouts have joined; 0 freezes both after the warm-up, as in the paper")  # fmt: skip
     groups_per_query: int = setting(2, "newest groups of rollouts that the memory keeps of a query")
-    features: str = setting("parsed,mean_logprob,min_logprob", "what the network is told of an answer, out of "
-                            "magnitude, parsed, majority (the paper's), agreement, mean_logprob, min_logprob")  # fmt: skip
+    features: str = setting("auto", "what the networks are told of an answer, out of magnitude, parsed, majority (the paper's), "
+                            "agreement, overlap, coverage, sound, mean_logprob, min_logprob; auto: parsed and the "
+                            "log-probabilities with the built-in policy, else all that are not the paper's alone")  # fmt: skip
+    gnn: Literal["gcn", "unlabelled", "gat", "mlp"] = setting("gcn", "kind of reward network: gcn; without known rewards as "
+                                                              "inputs (the paper); with attention; without edges")  # fmt: skip
+    gnn_networks: int = setting(5, "reward networks whose logits are averaged, each stopped on another fifth of the labels")
     gnn_hidden: int = setting(64, "width of the reward network (the paper: 512)")
     gnn_layers: int = setting(2, "layers of the reward network")
     gnn_dropout: float = setting(0.1, "dropout of the reward network")
@@ -87,34 +125,39 @@ class Config:
     gnn_patience: int = setting(20, "epochs without improvement before stopping")
     # running
     eval_every: int = setting(100, "steps between evaluations and checkpoints")
-    eval_samples: int = setting(4, "responses per test task sampled at temperature 1, beside the greedy one")
+    eval_samples: int = setting(4, "responses per test task sampled at temperature 1, beside the greedy one; 0: greedy only")
+    keep: int = setting(2, "newest checkpoints that stay; with 2 or more a damaged one has another behind it")
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
     resume: str | None = setting(None, "run folder to go on with; its settings are taken from its config.json")
-    seeds: int = setting(1, "compare only: seeds 0 to seeds - 1 of every mode")
+    seeds: int = setting(1, "compare: seeds 0 to seeds - 1 of every mode; probe: splits into labelled and hidden (5 or more)")
+    variants: str = setting("", f"compare: also run these variants of memreward, out of {','.join(VARIANTS)}")
+    rollouts: str | None = setting(None, "probe only: a run folder, or a .jsonl file of tasks with rollouts and their rewards")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", "also log there (needs that package)")
+    profile: bool = setting(False, "write a torch profiler trace of steps 3 to 5 to trace.json (chrome://tracing reads it)")
     traceback: bool = setting(False, "show where in the code an error arose, not just its message")
 
     def __post_init__(self):
         if self.mode == "oracle":
             self.label_ratio = 1.0
+        if self.features == "auto":  # the others drift on the small world, README tells what they are worth elsewhere
+            more = "" if self.model == "builtin" and not self.rollouts else "agreement,overlap,coverage,sound,"
+            self.features = f"parsed,{more}mean_logprob,min_logprob"
+        if self.encoder == "auto":
+            self.encoder = "hash" if self.model == "builtin" else "policy"
+        check(self.tasks.strip(), "tasks: names no set; 'world' is the built-in one")
         check(self.gnn_hidden > 1, f"gnn_hidden: {self.gnn_hidden} must be 2 or more")
         positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length max_response_length "
-                    "learning_rate updates_per_batch micro_batch_size max_grad_norm neighbors groups_per_query "
-                    "gnn_layers gnn_learning_rate gnn_epochs gnn_patience eval_every eval_samples seeds")  # fmt: skip
+                    "learning_rate updates_per_batch sample_batch_size micro_batch_size max_grad_norm neighbors groups_per_query "
+                    "gnn_layers gnn_networks gnn_learning_rate gnn_epochs gnn_patience eval_every keep seeds")  # fmt: skip
         for name in positive.split():
             check(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
+        check(not self.profile or self.steps >= 5, f"profile: needs 5 steps, steps is {self.steps}")
         check(0 < self.label_ratio <= 1, f"label_ratio: {self.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")
         check(self.group_size > 1, f"group_size: {self.group_size} gives no advantage; GRPO compares 2 rollouts or more")
-        for name in ("threshold", "clip_low", "gnn_dropout"):
+        for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "audit_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name}: {getattr(self, name)} is outside [0, 1)")
-        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "refit_every"):
+        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "refit_every", "eval_samples"):
             check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
-
-
-def check(condition: bool, message: str) -> None:
-    """Raise ValueError with the message where the condition fails."""
-    if not condition:
-        raise ValueError(message)
 
 
 # ------------------------------------------------------------------------------------------------- the pieces of a run
@@ -127,17 +170,25 @@ class Run:
     config: Config
     accelerator: object
     tokenizer: object
-    model: object  # the policy, wrapped by accelerate
+    model: object  # the policy that is trained, wrapped by accelerate
     optimizer: object = None
+    sampler: object = None  # a whole copy of it in bf16, where it is sharded or trained in mixed precision
     reference: object = None  # the policy as it was at the start, frozen
     encode: object = None  # memreward.make_encoder
     memory: object = None  # memreward.ExperienceMemory; None: no memory in this mode
     folder: Path | None = None
+    dropped: dict = field(default_factory=dict)  # tasks that were left out: {data set: {reason: count}}
+    inside: frozenset = frozenset()  # data sets in domain; others are tested only
 
     @property
     def policy(self):
-        """The bare policy, to sample from and to save."""
-        return self.accelerator.unwrap_model(self.model)
+        """The policy in one piece, to sample from."""
+        return self.accelerator.unwrap_model(self.model) if self.sampler is None else self.sampler
+
+    @property
+    def device(self) -> str:
+        """Where tensors live. (accelerate's cpu:0 is unknown to torch.load.)"""
+        return "cpu" if self.accelerator.device.type == "cpu" else str(self.accelerator.device)
 
 
 @dataclass
@@ -151,44 +202,41 @@ class Experience:
     ref_logprobs: object = None  # (N, T)
 
 
-def start(config: Config) -> Run:
+def start(config: Config, training: bool = True) -> Run:
     """Load the policy, and what training needs beside it."""
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import set_seed
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     from memreward import FEATURES, ExperienceMemory, make_encoder
 
     if config.tracker != "none":
-        check(importlib.util.find_spec(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
+        check(importlib.util.find_spec(config.tracker),
+              f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    tracker = None if config.tracker == "none" else config.tracker
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=config.output_dir,
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # ranks wait for the slowest to evaluate
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[patience],
+                              log_with=None if config.tracker == "none" else config.tracker, project_dir=config.output_dir,
                               cpu=not torch.cuda.is_available())  # Apple's GPU lacks operations that the memory needs
+    sharded = accelerator.distributed_type == "FSDP"
+    check(not sharded or accelerator.is_fsdp2, "fsdp_version: set it to 2 in accelerate's config file")
     check(config.batch_size % accelerator.num_processes == 0,
           f"batch_size: {config.batch_size} tasks cannot be shared equally by {accelerator.num_processes} processes")
     logging.disable_progress_bar()  # one bar is enough
+    getLogger("accelerate").setLevel("ERROR")  # it warns at every checkpoint that tied weights are saved once
     set_seed(config.seed)
-    name = str(HERE / "assets" / "policy") if config.model == "builtin" else config.model
-    try:
-        settings = AutoConfig.from_pretrained(name)
-        for key, value in vars(settings).items():
-            if "drop" in key and isinstance(value, float):
-                setattr(settings, key, 0.0)  # with dropout the policy that is trained is not the policy that sampled
-        policy = AutoModelForCausalLM.from_pretrained(name, config=settings, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot load {name!r}, neither 'builtin', a model folder nor a model at hand: "
-                         f"{str(error).strip().splitlines()[0]}") from None  # fmt: skip
-    precision = torch.bfloat16 if bf16 else torch.float32
-    reference = AutoModelForCausalLM.from_pretrained(name, config=settings, dtype=precision)
-    reference.to(accelerator.device).eval().requires_grad_(False)
+    half = torch.bfloat16 if bf16 else torch.float32
+    policy, tokenizer = load_policy(config, torch.float32 if training else half)
+    if not training:
+        return Run(config, accelerator, tokenizer, policy.to(accelerator.device))
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    frozen = lambda: load_policy(config, half)[0].to(accelerator.device).eval().requires_grad_(False)  # noqa: E731
+    run = Run(config, accelerator, tokenizer, policy, reference=frozen(), sampler=frozen() if bf16 or sharded else None)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    model, optimizer = accelerator.prepare(policy, optimizer)
-    run = Run(config, accelerator, tokenizer, model, optimizer, reference)
+    run.model, run.optimizer = accelerator.prepare(policy, optimizer)
     if config.mode == "memreward":
         unknown = set(config.features.split(",")) - set(FEATURES)
         check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
@@ -197,46 +245,51 @@ def start(config: Config) -> Run:
     return run
 
 
-def render(tokenizer, task) -> str:
-    """The prompt of a task as the policy reads it: its chat template where it has one, else the plain text."""
-    from data import make_prompt
+def load_data(run: Run, training: bool = True) -> tuple[list, list]:
+    """Training tasks (none where there is no training) and test tasks. A prompt beyond the limit is left out and counted; a
+    missing label is refused where one is needed."""
+    from accelerate.utils import broadcast_object_list
 
-    if tokenizer.chat_template is None:
-        return (tokenizer.bos_token or "") + make_prompt(task) + "\n"
-    message = [{"role": "user", "content": make_prompt(task)}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    from data import load_splits
+
+    config, ranks = run.config, run.accelerator.num_processes
+    limits, splits = (config.train_tasks, config.test_tasks, config.seed), None
+    if run.accelerator.is_main_process:  # a download, and programs whose time is limited: all must see the same
+        if training:
+            splits = load_splits(config.tasks, config.ood, *limits)
+        else:
+            (_, test, dropped), (_, more, others) = (load_splits("", sets, *limits) for sets in (config.tasks, config.ood))
+            splits = test, test + more, dropped | others
+    tasks, test, run.dropped = broadcast_object_list([splits])[0]
+    run.inside = frozenset(task.dataset for task in tasks)
+    splits = tasks if training else [], test
+    for part, tasks in zip(("train", "test"), splits):
+        for task in list(tasks):
+            if len(run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids) > config.max_prompt_length:
+                tasks.remove(task)
+                reasons, why = run.dropped.setdefault(task.dataset, {}), f"{part}: prompt longer than max_prompt_length"
+                reasons[why] = reasons.get(why, 0) + 1
+        check(len(tasks) >= ranks or part == "train" and not training,
+              f"{part}_tasks: {len(tasks)} are too few for every process (left out: {run.dropped or 'none'})")
+        unlabelled = [task.id for task in tasks if not task.labelled]
+        check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(tasks)),
+              f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, the first is {unlabelled[:1]}")
+    return splits
 
 
-def load_split(run: Run, split: str) -> list:
-    """The tasks of a split; a prompt beyond the limit is refused, and so is a missing label where all are needed."""
-    from data import load_tasks
-
-    config = run.config
-    tasks = load_tasks(config.tasks, split, config.train_tasks if split == "train" else config.test_tasks, config.seed)
-    unlabelled = [task.id for task in tasks if not task.labelled]
-    check(not unlabelled or (split == "train" and config.mode != "oracle" and len(unlabelled) < len(tasks)),
-          f"tasks: {config.tasks}: {len(unlabelled)} {split} tasks have no label, the first is {unlabelled[:1]}")
-    check(len(tasks) >= run.accelerator.num_processes, f"{split}_tasks: {len(tasks)} are too few for every process")
-    for task in tasks:
-        length = len(run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids)
-        check(length <= config.max_prompt_length, f"max_prompt_length: the prompt of task {task.id} has {length} tokens, "
-              f"the limit is {config.max_prompt_length}")  # fmt: skip
-    return tasks
-
-
-def batch(tasks: list, step: int, config: Config) -> tuple[list, list[str]]:
-    """The tasks of a step, and for each a key that names this visit: every epoch is a new permutation, batches are full."""
-    chosen, keys, orders = [], [], {}
+def batch(tasks: list, step: int, config: Config) -> list[tuple]:
+    """The tasks of a step, each with a key that names this visit: every epoch is a new permutation, batches are full."""
+    chosen, orders = [], {}
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, len(tasks))
         if epoch not in orders:
             orders[epoch] = random.Random(f"epoch {config.seed} {epoch}").sample(range(len(tasks)), len(tasks))
-        chosen.append(tasks[orders[epoch][place]])
-        keys.append(f"{chosen[-1].id} {epoch}")
-    return chosen, keys
+        task = tasks[orders[epoch][place]]
+        chosen.append((task, f"{task.id} {epoch}"))
+    return chosen
 
 
-def roll_out(run: Run, tasks: list, keys: list[str], step: int) -> Experience:
+def roll_out(run: Run, tasks: list, keys: list[str], step: int, lap: Stopwatch) -> Experience:
     """Sample G rollouts of each task; score them under the reference, embed and describe them where a memory needs it."""
     import torch
 
@@ -248,10 +301,12 @@ def roll_out(run: Run, tasks: list, keys: list[str], step: int) -> Experience:
     config, size = run.config, run.config.group_size
     noise = uniform_noise(config.seed, step, keys, size, config.max_response_length)
     prompts = [render(run.tokenizer, task) for task in tasks]
-    rollouts = sample(run.policy, run.tokenizer, prompts, size, config.max_response_length, config.temperature, noise)
+    rollouts = sample(run.policy, run.tokenizer, prompts, size, config.max_response_length, config.temperature, noise,
+                      config.sample_batch_size)
     texts = [rollouts.texts[i : i + size] for i in range(0, len(rollouts.texts), size)]
     keys = [[answer_key(task, text) for text in group] for task, group in zip(tasks, texts)]
     experience = Experience(tasks, rollouts, keys)
+    lap("sample")
     if config.kl_coef > 0 or run.memory is not None:
         with torch.no_grad():
             score = lambda temperature, hidden=False: forward_responses(  # noqa: E731
@@ -260,88 +315,71 @@ def roll_out(run: Run, tasks: list, keys: list[str], step: int) -> Experience:
             reference = score(1.0, hidden=run.memory is not None and config.encoder == "policy")
             same = config.temperature == 1
             experience.ref_logprobs = reference.logprobs if same else score(config.temperature).logprobs
+        lap("reference")
         if run.memory is not None:
             nodes = run.encode(tasks, rollouts, reference.hidden)
-            features = answer_features(keys, reference.logprobs, rollouts.mask, config.features.split(","))
+            features = answer_features(tasks, texts, keys, reference.logprobs, rollouts.mask, config.features.split(","))
             experience.groups = Groups(*(node.to(features) for node in nodes), features)
+            lap("embed")
     return experience
 
 
-def remember(run: Run, experience: Experience, rewards) -> None:
-    """Put the labelled groups of all processes into the memory, in the same order on every process."""
-    from accelerate.utils import gather_object
+def remember(run: Run, experience: Experience, rewards) -> list[tuple]:
+    """The labelled groups as rows for `ExperienceMemory.remember`, on the CPU."""
+    parts = zip(experience.tasks, *(part.cpu() for part in (*experience.groups, rewards)))
+    return [(task.id, *tensors) if task.labelled else None for task, *tensors in parts]
 
-    rows = [b for b, task in enumerate(experience.tasks) if task.labelled]
-    fresh = [([experience.tasks[b].id for b in rows], *(x[rows].cpu() for x in (*experience.groups, rewards)))]
-    for ids, *tensors in gather_object(fresh) if run.accelerator.num_processes > 1 else fresh:
-        if ids:
-            run.memory.remember(ids, *(x.to(run.accelerator.device) for x in tensors))
+
+def join(run: Run, rows: list) -> None:
+    """Put the rows of all processes into the memory, in the order of the batch, on every process."""
+    import torch
+
+    if rows := [row for row in gather(run, rows) if row is not None]:
+        ids, *columns = zip(*rows)
+        run.memory.remember(list(ids), *(torch.stack(column).to(run.device) for column in columns))
 
 
 def evaluate(run: Run, tasks: list) -> dict:
-    """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples; by domain and in all."""
-    from accelerate.utils import gather_object
+    """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples at temperature 1.
+
+    Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ...}. The names are data sets (domains where
+    there is one set only), "all" (the mean over the tasks; of several sets, the mean over the sets trained on, as in the
+    paper) and "out of domain" (the mean over the sets of --ood).
+    """
+    from tqdm import tqdm
 
     from data import verify_batch
     from grpo import sample, uniform_noise
 
-    config, world = run.config, run.accelerator.num_processes
-    mine = tasks[run.accelerator.process_index :: world]
-    rows = []
-    for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
-        noise = uniform_noise(0, 0, [task.id for task in mine], size, config.max_response_length)
-        prompts = [render(run.tokenizer, task) for task in mine]
-        texts = sample(run.policy, run.tokenizer, prompts, size, config.max_response_length, temperature, noise).texts
-        rewards = verify_batch([task for task in mine for _ in range(size)], texts)
-        rows += [(name, mine[i // size].domain, reward) for i, reward in enumerate(rewards)]
-    rows = gather_object(rows) if world > 1 else rows
-    table: dict = {"greedy": {}, "sampled": {}}
-    for name, scores in table.items():
-        for domain in (*sorted({task.domain for task in tasks}), "all"):
-            values = [reward for kind, of, reward in rows if kind == name and domain in (of, "all")]
-            scores[domain] = sum(values) / len(values)
+    config, rows = run.config, []
+    several = len({task.dataset for task in tasks}) > 1
+    mine = sorted(share(run, tasks), key=lambda task: len(render(run.tokenizer, task)))
+    bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10, disable=not run.accelerator.is_main_process)
+    for first in range(0, len(mine), EVALUATION_BATCH):
+        some = mine[first : first + EVALUATION_BATCH]
+        prompts, found = [render(run.tokenizer, task) for task in some], {}
+        for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
+            if size:
+                noise = uniform_noise(0, 0, [task.id for task in some], size, config.max_response_length)
+                texts = sample(run.policy, run.tokenizer, prompts, size, config.max_response_length, temperature, noise,
+                               config.sample_batch_size).texts
+                rewards = verify_batch([task for task in some for _ in range(size)], texts)
+                found[name] = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
+        rows += [(task.dataset if several else task.domain, *scores) for task, *scores in zip(some, *found.values())]
+        bar.update(len(some))
+    bar.close()
+    names, *columns = zip(*sorted(gather(run, rows)))
+    table: dict = {"tasks": dict(Counter(names))}
+    outside = set(names) - run.inside if several else ()
+    for kind, values in zip(found, columns):
+        table[kind] = scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in dict.fromkeys(names)}
+        inside = [score for name, score in scores.items() if name not in outside]
+        scores["all"] = mean(inside if several else values)
+        if outside:
+            scores["out of domain"] = mean(scores[name] for name in outside)
+    table["tasks"]["all"] = sum(name not in outside for name in names)
+    table["tasks"]["out of domain"] = len(names) - table["tasks"]["all"]
     return table
-
-
-class Audit:
-    """Compares predicted rewards with the truth on unlabelled rollouts. It alone holds the hidden labels; what it returns
-    goes to the log and nowhere else."""
-
-    def __init__(self, tasks: list, threshold: float):
-        self.truth, self.threshold = {task.id: task for task in tasks}, threshold
-        self.probabilities, self.rewards = [], []
-
-    def add(self, run: Run, experience: Experience) -> None:
-        """Judge the unlabelled groups of all processes as training judged them, and verify them with their true labels."""
-        import torch
-        from accelerate.utils import gather_object
-
-        from data import verify_batch
-        from memreward import predict_rewards
-
-        rows = [b for b, task in enumerate(experience.tasks) if not task.labelled and self.truth[task.id].labelled]
-        judged, size = [], run.config.group_size
-        if rows:
-            groups = experience.groups and experience.groups.rows(torch.tensor(rows))
-            probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows]).flatten().tolist()
-            texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
-            truth = [self.truth[experience.tasks[b].id] for b in rows for _ in range(size)]
-            judged = list(zip(probabilities, verify_batch(truth, texts)))
-        for probability, reward in gather_object(judged) if run.accelerator.num_processes > 1 else judged:
-            self.probabilities.append(probability)
-            self.rewards.append(reward)
-
-    def metrics(self, first: int = 0) -> dict:
-        """Accuracy, precision, recall, f1, fp_rate, auc over the rollouts from number `first` on; {} where there are none."""
-        import torch
-
-        from gnn import metrics
-
-        if len(self.rewards) <= first:
-            return {}
-        probabilities, rewards = torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])
-        part = {k: None if math.isnan(v) else v for k, v in metrics(probabilities, rewards, self.threshold).items()}
-        return part | {"rollouts": len(rewards)}
 
 
 # --------------------------------------------------------------------------------------------------------- the training
@@ -349,301 +387,133 @@ class Audit:
 
 def train(config: Config) -> dict:
     """One run, from the policy that `config.model` names to a trained one in the run folder; returns results.json."""
-    import torch
     from tqdm import tqdm
 
     from data import hide_labels
-    from grpo import group_advantages, policy_update
-    from memreward import acquire_rewards
 
     config.output_dir = config.resume or config.output_dir or time.strftime(f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
     run = start(config)
-    everything, test = load_split(run, "train"), load_split(run, "test")
+    everything, test = load_data(run)
     tasks, audit = hide_labels(everything, config.label_ratio, config.seed), Audit(everything, config.threshold)
-    labelled = [task for task in tasks if task.labelled]
     del everything  # from here on a hidden label exists in the audit only
+    labelled = [task for task in tasks if task.labelled]
+    open_folder(run, tasks, test)
+    log = Log(run, {"labels_used": len(labelled), "labels_available": sum(t.labelled for t in audit.truth.values())})
+    drift = Drift(labelled, config)
     if config.mode == "r1p":
         tasks = labelled
-    run.folder = open_folder(config, run.accelerator)
-    log = Log(run, {"labels_used": len(labelled), "labels_available": sum(t.labelled for t in audit.truth.values())})
     bar = tqdm(total=config.steps, desc=config.mode, disable=not run.accelerator.is_main_process)
 
-    # 1. Warm-up: verified rollouts of the initial policy on the labelled tasks are the memory.
-    step = load_checkpoint(run, log, audit) if config.resume else 0
-    if not config.resume:
+    done = load_checkpoint(run, log, audit, drift) if config.resume else None
+    if done is None:
         if run.memory is not None:
-            warm_up(run, labelled)
-        log.evaluation(0, evaluate(run, test), {})
-        save_checkpoint(run, 0, log, audit)
-    bar.update(step)
+            warm_up(run, labelled, drift)
+        log.evaluation(0, evaluate(run, test), {}, {})
+        save_checkpoint(run, 0, log, audit, drift)
+    bar.update(done or 0)
+    if not done:
+        run.optimizer.state.clear()  # saving a sharded optimizer makes a first step of zeros, which Adam would count
 
-    for step in range(step + 1, config.steps + 1):
-        seconds, began, audited = {}, time.perf_counter(), len(audit.rewards)
-        # 2. Sample a group of rollouts for each task; every process takes its share of the batch.
-        share = slice(run.accelerator.process_index, None, run.accelerator.num_processes)
-        chosen, keys = (part[share] for part in batch(tasks, step - 1, config))
-        experience = roll_out(run, chosen, keys, step)
-        lap(seconds, "sample", began)
-        # 3. Rewards: the verifier where there is a label, else the memory (or the majority).
-        rewards, source = acquire_rewards(chosen, experience.rollouts.texts, run.memory, experience.groups,
-                                          experience.keys, config.threshold)  # (B, G), (B,)
-        lap(seconds, "reward", began)
-        # 4. Advantages and one GRPO update.
-        advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
-        stats = policy_update(
-            run.model, run.optimizer, run.accelerator, experience.rollouts,
-            advantages.flatten().to(run.accelerator.device), experience.ref_logprobs if config.kl_coef > 0 else None,
-            temperature=config.temperature, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef,
-            loss_norm=config.loss_norm, updates_per_batch=config.updates_per_batch,
-            micro_batch_size=config.micro_batch_size, max_grad_norm=config.max_grad_norm)  # fmt: skip
-        lap(seconds, "update", began)
-        # 5. The audit measures, for the log alone, what the predicted rewards were worth.
-        audit.add(run, experience)
-        lap(seconds, "audit", began)
-        # 6. If wanted, fresh verified rollouts join the memory (no new label is used) and the network is fitted anew.
-        if run.memory is not None and config.refit_every > 0:
-            remember(run, experience, rewards)
-            if step % config.refit_every == 0:
-                run.memory.fit(config.seed + step)
-            lap(seconds, "remember", began)
-        log.step(step, experience, rewards, source, stats, seconds, audit.metrics(audited))
+    profiler = profile(run) if config.profile else None
+    for step in range((done or 0) + 1, config.steps + 1):
+        train_step(run, batch(tasks, step - 1, config), step, log, audit, drift)
+        if profiler:
+            profiler.step()
         bar.update()
         bar.set_postfix(log.shown, refresh=False)
         if step % config.eval_every == 0 or step == config.steps:
-            log.evaluation(step, evaluate(run, test), audit.metrics(log.audited))
-            log.audited = len(audit.rewards)
-            save_checkpoint(run, step, log, audit)
+            log.evaluation(step, evaluate(run, test), audit.metrics(log.audited), drift.metrics(log.checked))
+            drift.warn(run, step, log.checked)
+            log.audited, log.checked = len(audit.rewards), len(drift.rewards)
+            save_checkpoint(run, step, log, audit, drift)
     bar.close()
     return finish(run, log, audit)
 
 
-def warm_up(run: Run, labelled: list) -> None:
-    """Fill the memory with the initial policy's verified rollouts of the labelled tasks, and train the reward network."""
+def warm_up(run: Run, labelled: list, drift: Drift) -> None:
+    """Step 1: the initial policy's verified rollouts of the labelled tasks are the memory; train the reward network on it."""
+    import torch
+    from tqdm import tqdm
+
     from memreward import acquire_rewards
 
-    size = run.config.batch_size
-    for start in range(0, len(labelled), size):
-        tasks = labelled[start : start + size]
-        experience = roll_out(run, tasks, [task.id for task in tasks], 0)
+    mine, rows = share(run, labelled), []
+    size = run.config.batch_size // run.accelerator.num_processes
+    bar = tqdm(range(0, len(mine), size), "warm-up", leave=False, delay=10, disable=not run.accelerator.is_main_process)
+    for first in bar:
+        tasks = mine[first : first + size]
+        experience = roll_out(run, tasks, [task.id for task in tasks], 0, Stopwatch())
         rewards, _ = acquire_rewards(tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys)
-        run.memory.remember([task.id for task in tasks], *experience.groups, rewards)
-    run.memory.fit(run.config.seed)
+        rows += remember(run, experience, rewards)
+    join(run, rows)
+    fit_memory(run, run.config.seed, drift)
+    held_out = [row for row, query in enumerate(run.memory.ids) if query in drift.ids]
+    if held_out:
+        groups, rewards = run.memory.groups.rows(torch.tensor(held_out)), run.memory.rewards[held_out]
+        judged = run.memory.predict(*groups, exclude=[run.memory.ids[row] for row in held_out])
+        drift.level = ((judged > drift.threshold) == rewards.bool()).float().mean().item()
 
 
-def lap(seconds: dict, name: str, began: float) -> None:
-    """Note as the seconds of stage `name` what has passed since `began` and belongs to no earlier stage."""
-    seconds[f"seconds/{name}"] = time.perf_counter() - began - sum(seconds.values())
+def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit, drift: Drift) -> None:
+    """Steps 2 to 6: rollouts, rewards, one GRPO update, what the predictions were worth, and fresh experience."""
+    from grpo import group_advantages, policy_update
+    from memreward import acquire_rewards
 
-
-class Log:
-    """metrics.jsonl, the trackers, and what the table at the end needs."""
-
-    def __init__(self, run: Run, labels: dict):
-        self.run, self.labels, self.evaluations, self.audited, self.shown = run, labels, [], 0, {}
-        self.start = time.perf_counter()
-        if run.config.tracker != "none":
-            settings = {k: v for k, v in dataclasses.asdict(run.config).items() if v is not None}
-            run.accelerator.init_trackers("memreward", config=settings)
-
-    def write(self, step: int, row: dict) -> None:
-        """One line of metrics.jsonl; the trackers get its numbers."""
-        if self.run.accelerator.is_main_process:
-            with open(self.run.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, **row}) + "\n")
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self.run.accelerator.log(numbers, step=step)
-
-    def step(self, step: int, experience: Experience, rewards, source, stats: dict, seconds: dict, audit: dict) -> None:
-        """Log a training step; README explains every number."""
-        import torch
-
-        rollouts, verified = experience.rollouts, torch.tensor([s == "verifier" for s in source])
-        row = {
-            "reward/verified": rewards[verified].mean().item() if verified.any() else None,
-            "reward/predicted": rewards[~verified].mean().item() if not verified.all() else None,
-            "groups_without_signal": (rewards == rewards[:, :1]).all(1).float().mean().item(),
-            "response_length": rollouts.mask.sum(1).mean().item(),
-            "truncated": rollouts.truncated.float().mean().item(),
-            **stats,
-            **seconds,
-            "tokens_per_second": rollouts.attention_mask.sum().item() / sum(seconds.values()),
-            **{f"audit/{name}": value for name, value in audit.items()},
-        }
-        self.write(step, row)
-        shown = {"verified": row["reward/verified"], "predicted": row["reward/predicted"], "audit": audit.get("accuracy")}
-        self.shown = {name: f"{value:.2f}" for name, value in shown.items() if value is not None}
-
-    def evaluation(self, step: int, accuracy: dict, audit: dict) -> None:
-        """Log accuracies on the test tasks, and the audit since the last evaluation."""
-        from tqdm import tqdm
-
-        self.evaluations.append({"step": step, **accuracy, "audit": audit})
-        row = {f"test/{kind}/{domain}": value for kind, scores in accuracy.items() for domain, value in scores.items()}
-        self.write(step, row | {f"audit_since/{name}": value for name, value in audit.items()})
-        if self.run.accelerator.is_main_process:
-            greedy, sampled = (accuracy[kind]["all"] for kind in ("greedy", "sampled"))
-            line = f"step {step}: test accuracy {greedy:.3f} greedy, {sampled:.3f} sampled"
-            tqdm.write(line + (f"; predicted rewards {audit['accuracy']:.3f} right" if audit else ""))
-
-
-def open_folder(config: Config, accelerator) -> Path:
-    """The run folder with its config.json: a new one, or the one to resume. A folder with a run in it is never reused."""
-    from accelerate.utils import broadcast_object_list
-
-    folder = Path(broadcast_object_list([config.output_dir])[0])
-    if accelerator.is_main_process and not config.resume:
-        holds_run = any((folder / name).exists() for name in ("checkpoint", "checkpoint.old", "results.json"))
-        check(not holds_run, f"output_dir: {folder} holds a run already; --resume it, or name another")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
-            write_json(folder / "config.json", dataclasses.asdict(config))
-        except OSError as error:
-            raise ValueError(f"output_dir: cannot write to {folder} ({error.strerror}); name another folder") from None
-    accelerator.wait_for_everyone()
-    return folder
-
-
-def save_checkpoint(run: Run, step: int, log: Log, audit: Audit) -> None:
-    """Write policy, optimizer, memory and position aside, then swap: at any moment one whole checkpoint is there."""
-    import torch
-
-    new, now, old = (run.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
-    run.accelerator.save_state(str(new), safe_serialization=False)
-    run.accelerator.wait_for_everyone()  # every process writes its random state there
-    if run.accelerator.is_main_process:
-        if run.memory is not None:
-            run.memory.save(new / "memory.pt")
-        state = {"step": step, "evaluations": log.evaluations, "seconds": time.perf_counter() - log.start,
-                 "probabilities": audit.probabilities, "rewards": audit.rewards}  # fmt: skip
-        torch.save(state, new / "progress.pt")
-        if now.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(now, old)
-        os.replace(new, now)
-        shutil.rmtree(old, ignore_errors=True)
-    run.accelerator.wait_for_everyone()
-
-
-def load_checkpoint(run: Run, log: Log, audit: Audit) -> int:
-    """Go back to the last checkpoint, cut metrics.jsonl back to it, and return its step."""
-    import torch
-
-    folder = next((run.folder / name for name in ("checkpoint", "checkpoint.old") if (run.folder / name).is_dir()), None)
-    check(folder is not None, f"resume: {run.folder} has no checkpoint yet; start the run anew")
-    run.accelerator.load_state(str(folder))
-    if run.memory is not None:
-        run.memory.load(folder / "memory.pt", run.accelerator.device)
-    state = torch.load(folder / "progress.pt", weights_only=True)
-    log.evaluations, log.start = state["evaluations"], time.perf_counter() - state["seconds"]
-    audit.probabilities, audit.rewards = state["probabilities"], state["rewards"]
-    log.audited = len(audit.rewards)
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    if run.accelerator.is_main_process:
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state["step"]]
-        (run.folder / "metrics.jsonl").write_text("".join(kept))
-    return state["step"]
-
-
-def finish(run: Run, log: Log, audit: Audit) -> dict:
-    """Save the policy as a model folder and write results.json."""
-    config = run.config
-    results = {"mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed, "steps": config.steps,
-               **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1], "evaluations": log.evaluations,
-               "audit": audit.metrics(), "seconds": time.perf_counter() - log.start}  # fmt: skip
-    if run.accelerator.is_main_process:
-        run.policy.save_pretrained(run.folder / "policy")
-        run.tokenizer.save_pretrained(run.folder / "policy")
-        write_json(run.folder / "results.json", results)
-    run.accelerator.end_training()
-    return results
-
-
-def write_json(path: Path, value) -> None:
-    """Write a JSON file whole or not at all."""
-    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-# --------------------------------------------------------------------------------------------------- tables and commands
-
-
-def report(results: dict) -> str:
-    """The table at the end of a run."""
-    domains = list(results["after"]["greedy"])
-    lines = ["test accuracy       " + "".join(f"{domain:>8}" for domain in domains)]
-    for kind in ("greedy", "sampled"):
-        for when in ("before", "after"):
-            lines.append(f"  {kind + ', ' + when:<18}" + "".join(f"{results[when][kind][d]:8.3f}" for d in domains))
-    lines.append(f"labels used         {results['labels_used']} of {results['labels_available']}")
-    if results["audit"]:
-        audit = {name: "-" if value is None else f"{value:.3f}" for name, value in results["audit"].items()}
-        lines.append(f"predicted rewards   accuracy {audit['accuracy']}, precision {audit['precision']}, recall "
-                     f"{audit['recall']}, false positives {audit['fp_rate']}, AUC {audit['auc']} "
-                     f"on {results['audit']['rollouts']} rollouts")  # fmt: skip
-    lines.append(f"time                {results['seconds']:.0f} s for {results['steps']} steps")
-    return "\n".join(lines)
+    config, lap, audited, checked = run.config, Stopwatch(), len(audit.rewards), len(drift.rewards)
+    # 2. Sample a group of rollouts for each task; every process takes its share of the batch.
+    tasks, keys = zip(*share(run, visits))
+    experience = roll_out(run, tasks, keys, step, lap)
+    # 3. Rewards: the verifier where there is a label, else the memory (or the majority).
+    rewards, source = acquire_rewards(tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys,
+                                      config.threshold, config.reward == "soft", config.abstain, lap)  # (B, G), (B,)
+    # 4. Advantages and one GRPO update.
+    advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
+    stats = policy_update(
+        run.model, run.optimizer, run.accelerator, experience.rollouts,
+        advantages.flatten().to(run.device), experience.ref_logprobs if config.kl_coef > 0 else None,
+        temperature=config.temperature, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef,
+        loss_norm=config.loss_norm, updates_per_batch=config.updates_per_batch,
+        micro_batch_size=config.micro_batch_size, max_grad_norm=config.max_grad_norm)  # fmt: skip
+    refresh(run)
+    lap("update")
+    # 5. What the predicted rewards were worth, for the log alone.
+    drift.add(run, experience, rewards)
+    audit.add(run, experience)
+    lap("audit")
+    # 6. If wanted, fresh verified rollouts join the memory (no new label is used) and the networks are fitted anew.
+    if run.memory is not None and config.refit_every > 0:
+        join(run, remember(run, experience, rewards))
+        if step % config.refit_every == 0:
+            fit_memory(run, config.seed + step, drift)
+        lap("remember")
+    log.step(step, experience, rewards, source, stats, lap, audit.metrics(audited), drift.metrics(checked))
 
 
 def compare(config: Config) -> None:
-    """Run every mode with every seed, skip what is finished, and print the paper's table."""
+    """Run every mode (and variant) with every seed, go on where it stopped, and print the paper's table."""
     check(config.mode == "memreward" and config.seed == 0 and not config.resume, "compare runs every mode with seeds 0 to "
           "seeds - 1 and goes on by itself: leave out --mode, --seed and --resume")  # fmt: skip
     check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: its runs are small, start it without accelerate launch")
-    root = Path(config.output_dir or "runs/compare")
-    settings = [name.name for name in dataclasses.fields(Config) if name.name not in
-                ("mode", "label_ratio", "seed", "seeds", "output_dir", "resume", "tracker", "traceback")]  # fmt: skip
-    finished = []
+    names = [name for name in config.variants.split(",") if name]
+    check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
+    rows = {mode: {"mode": mode} for mode in MODES} | {name: VARIANTS[name] for name in names}
+    root, finished = Path(config.output_dir or "runs/compare"), []
     for seed in range(config.seeds):
-        for mode in MODES:
-            one = dataclasses.replace(config, mode=mode, seed=seed, seeds=1)
-            one.output_dir = str(root / f"{mode}-{one.label_ratio}-{seed}")
+        for name, changes in rows.items():
+            one = dataclasses.replace(config, seed=seed, seeds=1, variants="", **changes)
+            one.output_dir = str(root / f"{name}-{one.label_ratio}-{seed}")
             done = Path(one.output_dir) / "results.json"
-            if done.exists():
-                old = json.loads(done.with_name("config.json").read_text())
-                other = [name for name in settings if old.get(name) != getattr(one, name)]
+            if (begun := done.with_name("config.json")).exists():
+                old = json.loads(begun.read_text())
+                free = ("output_dir", "resume", "tracker", "traceback", "keep")
+                other = [f.name for f in dataclasses.fields(Config)  # a setting that came later was at its default
+                         if f.name not in free and old.get(f.name, f.default) != getattr(one, f.name)]
                 check(not other, f"output_dir: {one.output_dir} was run with another {', '.join(other)}; name another folder")
-            else:
-                shutil.rmtree(one.output_dir, ignore_errors=True)  # an unfinished run of this comparison
+                one.resume = one.output_dir
+            if not done.exists():
                 train(one)
-            finished.append(json.loads(done.read_text()))
+            finished.append(json.loads(done.read_text()) | {"row": name})
             print(comparison(finished), flush=True)
-
-
-def comparison(runs: list[dict]) -> str:
-    """The paper's table over finished runs: mean and standard error over seeds, paired differences, MemReward / Oracle."""
-    by_mode = {mode: {run["seed"]: run for run in runs if run["mode"] == mode} for mode in MODES}
-    before = {"after": runs[0]["before"], "labels_used": 0, "labels_available": runs[0]["labels_available"]}
-    lines = ["test accuracy, %          greedy       sampled     labels   predictions right               AUC   seeds"]
-    for mode, rows in {"before training": [before], **{mode: list(of.values()) for mode, of in by_mode.items()}}.items():
-        if rows:
-            cells = [mean_error([100 * row["after"][kind]["all"] for row in rows]) for kind in ("greedy", "sampled")]
-            labels = f"{rows[0]['labels_used']}/{rows[0]['labels_available']}"
-            audits = [[row["audit"].get(name) for row in rows if row.get("audit")] for name in ("accuracy", "auc")]
-            audit = ["" if None in values or not values else mean_error(values, 3) for values in audits]
-            lines.append(f"{mode:<18}{cells[0]:>14}{cells[1]:>14}{labels:>11}{audit[0]:>20}{audit[1]:>18}{len(rows):>8}")
-
-    score = lambda run: 100 * run["after"]["greedy"]["all"]  # noqa: E731
-    ours = by_mode["memreward"]
-    for other in ("r1p", "majority", "oracle"):
-        pairs = [score(ours[seed]) - score(run) for seed, run in by_mode[other].items() if seed in ours]
-        if pairs:
-            lines.append(f"memreward - {other:<10}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
-    both = [seed for seed in ours if seed in by_mode["oracle"]]
-    if both:
-        ratio = sum(score(ours[seed]) for seed in both) / sum(score(by_mode["oracle"][seed]) for seed in both)
-        lines.append(f"memreward / oracle    {100 * ratio:12.1f} %")
-    return "\n".join(lines)
-
-
-def mean_error(values: list[float], digits: int = 1) -> str:
-    """Mean and standard error of the mean.
-
-    >>> mean_error([1.0, 2.0, 3.0]), mean_error([1.0])
-    ('2.0 +- 0.6', '1.0')
-    """
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
 
 
 def parse(arguments: list[str]) -> tuple[str, Config]:
@@ -651,15 +521,20 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     from transformers.hf_argparser import HfArgumentParser
 
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
+    if command == "explain" and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--resume")
     parser = HfArgumentParser(Config, usage=f"python train.py [{'|'.join(COMMANDS)}] [--setting value ...]", description=
                               "Train a policy with rewards from a verifier where there are labels, else from memory.")
     check(command in COMMANDS, f"command: {command!r} is not one of {', '.join(COMMANDS)}")
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     check(not unknown, f"{' '.join(unknown)}: no such setting; python train.py --help lists them")
+    if config.preset != "none":
+        parser.set_defaults(**PRESETS[config.preset])
+        (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     if config.resume:
         path = Path(config.resume) / "config.json"
         check(path.is_file(), f"resume: {config.resume} is no run folder, it has no config.json")
-        given = [f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default]
+        given = [name for name, value in vars(config).items() if value != getattr(Config(), name)]
         other = [name for name in given if name not in ("resume", "traceback")]
         check(not other, f"resume: leave out {', '.join(other)}, the settings of the run are in {path}")
         saved = json.loads(path.read_text())
@@ -672,12 +547,134 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
 def run_train(config: Config) -> None:
     """`python train.py`: one run and its table."""
     check(config.seeds == 1, "seeds: only compare runs several; train takes one --seed")
+    check(not config.rollouts, "rollouts: only probe reads them")
     results = train(config)
     if os.environ.get("RANK", "0") == "0":
         print("\n" + report(results))
 
 
-COMMANDS = {"train": run_train, "compare": compare}
+def evaluate_model(config: Config) -> dict:
+    """Test accuracy of the model that config.model names: a run, a checkpoint or any causal LM. See `evaluate`."""
+    run = start(config, training=False)
+    _, test = load_data(run, training=False)
+    scores = evaluate(run, test)
+    if run.accelerator.is_main_process and config.output_dir:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.output_dir) / "evaluation.json", {"model": config.model, "dropped": run.dropped, **scores})
+    return scores
+
+
+def run_evaluate(config: Config) -> None:
+    """`python train.py evaluate --model CHECKPOINT`: a table of test accuracy."""
+    check(not config.resume, "resume: evaluate takes a run folder as --model")
+    scores = evaluate_model(config)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(accuracies({"": scores})))
+
+
+def collect(run: Run, tasks: list, texts: list[str], encoders: tuple[str, ...]) -> tuple:
+    """Responses to all tasks (those in `texts`, or sampled ones where it is empty), nodes by encoder, and the reference's
+    log-probabilities with their mask (N, T); None, None where the built-in policy would have to read what others wrote."""
+    import torch
+    from torch.nn.functional import pad
+    from tqdm import tqdm
+
+    from grpo import forward_responses, sample, tokenize_rollouts, uniform_noise
+    from memreward import make_encoder
+
+    config, given, size = run.config, list(texts), len(texts) // len(tasks) or run.config.group_size
+    read, responses, scored, nodes = not given or config.model != "builtin", [], [], {name: [] for name in encoders}
+    encode = {name: make_encoder(name, run.tokenizer, run.device) for name in encoders}
+    for first in tqdm(range(0, len(tasks), 32), "rollouts", leave=False, delay=10):
+        some = tasks[first : first + 32]
+        prompts = [render(run.tokenizer, task) for task in some]
+        if given:
+            rollouts = tokenize_rollouts(run.tokenizer, prompts, given[first * size : (first + 32) * size])
+        else:
+            noise = uniform_noise(config.seed, 0, [task.id for task in some], size, config.max_response_length)
+            rollouts = sample(run.policy, run.tokenizer, prompts, size, config.max_response_length, config.temperature, noise,
+                      config.sample_batch_size)
+        responses, scores = responses + rollouts.texts, None
+        if read:
+            ids, mask, length = rollouts.ids.to(run.device), rollouts.attention_mask.to(run.device), rollouts.mask.shape[1]
+            with torch.no_grad():
+                scores = forward_responses(run.policy, ids, mask, length, 1.0, "policy" in encoders, config.micro_batch_size)
+            scored.append((scores.logprobs.cpu(), rollouts.mask.cpu()))
+        for name in encoders:
+            nodes[name].append(encode[name](some, rollouts, scores and scores.hidden))
+    nodes = {name: tuple(torch.cat(part).cpu() for part in zip(*parts)) for name, parts in nodes.items()}
+    width = max((mask.shape[1] for _, mask in scored), default=0)
+    columns = [torch.cat([pad(part, (0, width - part.shape[1])) for part in parts]) for parts in zip(*scored)]
+    return responses, nodes, *(columns or (None, None))
+
+
+def run_probe(config: Config) -> None:
+    """`python train.py probe`: how good predicted rewards are, on rollouts whose rewards are known: the policy's own on its
+    training tasks, those of a run's policy (--rollouts RUN), or what a file holds, of any model (--rollouts FILE)."""
+    import torch
+
+    from data import answer_key, load_tasks, read_rollouts, verify_batch
+    from memreward import probe, probe_line
+
+    path, texts = Path(config.rollouts or ""), []
+    if config.rollouts and (path / "config.json").is_file():
+        saved = json.loads((path / "config.json").read_text())
+        config = dataclasses.replace(config, rollouts=None, model=str(path),
+                                     **{name: saved[name] for name in ("encoder", "features", "tasks")})
+    check(not config.rollouts or path.is_file(), f"rollouts: {config.rollouts} is neither a run folder nor a .jsonl file")
+    if config.rollouts:
+        tasks, texts, rewards = read_rollouts(path)
+        check(config.encoder != "policy" or config.model != "builtin", "encoder: policy needs a --model to read them")
+    else:
+        tasks = load_tasks(config.tasks, "train", config.train_tasks, config.seed)
+    policy = () if config.rollouts and config.model == "builtin" else ("policy",)
+    encoders = tuple(dict.fromkeys([config.encoder, "hash", *policy]))
+    texts, nodes, logprobs, mask = collect(start(config, training=False), tasks, texts, encoders)
+    size, splits = len(texts) // len(tasks), max(5, config.seeds)
+    if not config.rollouts:
+        rewards = verify_batch([task for task in tasks for _ in range(size)], texts)
+    rewards, groups = torch.tensor(rewards).view(-1, size), [texts[i : i + size] for i in range(0, len(texts), size)]
+    keys = [[answer_key(task, text) for text in group] for task, group in zip(tasks, groups)]
+    print(f"{len(tasks)} queries x {size} rollouts, {rewards.mean():.0%} right, {config.label_ratio:.0%} of queries labelled, "
+          f"{splits} splits" + ("" if policy else "; no log-probabilities, as no --model has read the rollouts"))
+    print(probe_line())
+    rows = []
+    for row in probe(tasks, groups, keys, rewards, nodes, config, splits, logprobs, mask):
+        print(probe_line(row), flush=True)
+        rows.append({name: None if value != value else value for name, value in row.items()})  # nan is no JSON
+    folder = Path(config.output_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S_probe"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", {"rows": rows})
+
+
+def run_explain(config: Config) -> None:
+    """`python train.py explain RUN`: why rollouts get their predicted rewards; of an unlabelled task of each domain, those of
+    the initial policy with the highest and the lowest."""
+    from data import hide_labels, verify
+    from memreward import trace_lines
+
+    check(config.resume, "explain: name a run folder: python train.py explain RUN")
+    newest = max((Path(config.resume) / "checkpoints").glob("*"), default=None)
+    check(config.mode == "memreward" and newest, f"explain: {config.resume} has no memory in a checkpoint")
+    run = start(config)
+    run.memory.load(newest / "memory.pt", run.device)
+    everything, _ = load_data(run)
+    truth = {task.id: task for task in everything}
+    unlabelled = {task.domain: task for task in hide_labels(everything, config.label_ratio, config.seed) if not task.labelled}
+    experience = roll_out(run, list(unlabelled.values()), [f"{task.id} explain" for task in unlabelled.values()], 0, Stopwatch())
+    for b, task in enumerate(experience.tasks):
+        group = experience.rollouts.texts[b * config.group_size : (b + 1) * config.group_size]
+        trace = run.memory.explain(*(part[b] for part in experience.groups))
+        for query in (query for rollout in trace for query in rollout["queries"]):
+            query["id"] += f"  {truth[query['id']].question[:60]!r}"
+        order = sorted(range(len(group)), key=lambda g: trace[g]["probability"])
+        print(f"\n{task.id}: {task.question}")
+        for g in (order[-1], order[0]):
+            known = f" (the hidden label says {verify(truth[task.id], group[g]):.0f})" if truth[task.id].labelled else ""
+            print(*trace_lines([trace[g]], [group[g] + known]), sep="\n")
+
+
+COMMANDS = {"train": run_train, "compare": compare, "evaluate": run_evaluate, "probe": run_probe, "explain": run_explain}
 
 
 def main(arguments: list[str]) -> None:
@@ -691,9 +688,9 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        if command != "train" or not (Path(config.output_dir or "") / "checkpoint").is_dir():
+        if command != "train" or not (Path(config.output_dir or "") / "config.json").is_file():
             sys.exit("\nstopped; run the same command again")
-        sys.exit(f"\nstopped; to go on from the last checkpoint: python train.py --resume {config.output_dir}")
+        sys.exit(f"\nstopped; to go on: python train.py --resume {config.output_dir}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,15 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # repeatable, and quicker than two threads that wait for each other
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate settles the precision of a process once; tests want their own."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
 @pytest.fixture
 def quick(tmp_path):
     """Make the Config of a run of seconds: quick(mode="oracle", steps=3)."""

@@ -1,9 +1,13 @@
 """The loop: it learns, never sees a hidden label, resumes exactly, and refuses what makes no sense."""
 
+import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +26,7 @@ def weights(folder):
 
 
 def test_learning(quick):
-    results = train.train(quick(mode="oracle", steps=40, batch_size=8, group_size=8, train_tasks=120, test_tasks=60, eval_every=40))
+    results = train.train(quick(mode="oracle", steps=40, batch_size=6, group_size=8, train_tasks=120, test_tasks=60, eval_every=40))
     gain = results["after"]["greedy"]["all"] - results["before"]["greedy"]["all"]
     assert gain > 0.1, results
 
@@ -54,8 +58,6 @@ def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
     load, config = data.load_tasks, quick(mode=mode, steps=3)
 
     def load_tasks(name, split, limit, seed):
-        import dataclasses
-
         tasks = load(name, split, limit, seed)
         if split == "test":
             return tasks
@@ -77,40 +79,10 @@ def test_the_audit_changes_nothing(quick, monkeypatch):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("mode", ["memreward", "r1p"])
-def test_interrupted_run_resumes_as_if_nothing_had_been(quick, mode, monkeypatch):
-    import grpo
-
-    straight, broken = quick(mode=mode, steps=6), quick(mode=mode, steps=6, output_dir=quick().output_dir + "2")
-    expected = train.train(straight)
-    update, calls = grpo.policy_update, []
-
-    def interrupted(*args, **settings):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return update(*args, **settings)
-
-    monkeypatch.setattr(grpo, "policy_update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(broken)
-    monkeypatch.setattr(grpo, "policy_update", update)
-    _, config = train.parse(["--resume", broken.output_dir])
-    results = train.train(config)
-    for name in ("before", "after", "evaluations", "audit"):
-        assert results[name] == expected[name]
-    one, two = weights(straight.output_dir), weights(broken.output_dir)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    logs = [[json.loads(line) for line in open(Path(c.output_dir) / "metrics.jsonl")] for c in (straight, broken)]
-    timed = lambda name: name.startswith("seconds") or name == "tokens_per_second"  # noqa: E731
-    clean = [[{k: v for k, v in line.items() if not timed(k)} for line in log] for log in logs]
-    assert clean[0] == clean[1]
-
-
 def test_batches_are_full_and_every_epoch_sees_every_task_once():
     tasks = data.load_tasks("world", "train", limit=10)
     config = Config(batch_size=4)
-    seen = [pair for step in range(5) for pair in zip(*train.batch(tasks, step, config))]
+    seen = [visit for step in range(5) for visit in train.batch(tasks, step, config)]
     assert [key for _, key in seen] == [f"{task.id} {i // 10}" for i, (task, _) in enumerate(seen)]
     for epoch in (seen[:10], seen[10:]):
         assert {task.id for task, _ in epoch} == {task.id for task in tasks}
@@ -118,13 +90,17 @@ def test_batches_are_full_and_every_epoch_sees_every_task_once():
 
 
 def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, capsys, monkeypatch):
-    config = quick(output_dir=str(tmp_path / "all"), steps=1)
+    config = quick(output_dir=str(tmp_path / "all"), steps=1, variants="soft")
     train.compare(config)
     table = capsys.readouterr().out
+    assert "memreward - soft" in table
+    assert json.loads((tmp_path / "all" / "soft-0.2-0" / "config.json").read_text())["reward"] == "soft"
     assert "memreward - r1p" in table and "memreward / oracle" in table
     monkeypatch.setattr(train, "train", lambda config: pytest.fail("ran a finished run again"))
     train.compare(config)
     assert table.splitlines()[-3:] == capsys.readouterr().out.splitlines()[-3:]
+    with pytest.raises(ValueError, match="variants: hard are not all among"):
+        train.compare(quick(variants="hard"))
     with pytest.raises(ValueError, match="with another steps"):
         train.compare(quick(output_dir=str(tmp_path / "all"), steps=2))
 
@@ -132,7 +108,7 @@ def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, ca
 def test_comparison_arithmetic():
     def run(mode, seed, accuracy):
         score = {"greedy": {"all": accuracy}, "sampled": {"all": accuracy}}
-        return {"mode": mode, "seed": seed, "before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}}
+        return {"mode": mode, "row": mode, "seed": seed, "before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}}
 
     runs = [run("memreward", 0, 0.8), run("memreward", 1, 0.9), run("oracle", 0, 0.9), run("oracle", 1, 0.9), run("r1p", 0, 0.7)]
     lines = {line.split("  ")[0].strip(): line for line in train.comparison(runs).splitlines()}
@@ -182,12 +158,20 @@ def test_resume_takes_its_settings_from_the_run(quick):
 def test_a_file_with_few_labels_is_used_as_it_is(quick, tmp_path):
     rows = [{"id": str(i), "domain": "math", "question": f"Ann has {i} books.", "answer": str(i) if i % 4 == 0 else None} for i in range(24)]
     (tmp_path / "few_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "few_test.jsonl").write_text("\n".join(map(json.dumps, rows[::4])))
+    test = [{**row, "id": f"t{row['id']}", "question": f"Ben has {row['id']} hats."} for row in rows[::4]]
+    (tmp_path / "few_test.jsonl").write_text("\n".join(map(json.dumps, test)))
     settings = dict(tasks=str(tmp_path / "few_train.jsonl"), label_ratio=1.0, steps=1)
     results = train.train(quick(**settings))
     assert (results["labels_used"], results["labels_available"], results["audit"]) == (6, 6, {})
     with pytest.raises(ValueError, match="18 train tasks have no label"):
         train.train(quick(**settings, mode="oracle", output_dir=quick().output_dir + "2"))
+
+
+def test_profile(quick, capsys):
+    train.train(quick(mode="r1p", steps=5, eval_every=5, profile=True, batch_size=1, group_size=2, max_response_length=8))
+    trace = json.loads((Path(quick().output_dir) / "trace.json").read_text())
+    assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
+    assert "Self CPU time total" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_overwritten(quick):
@@ -202,11 +186,164 @@ def test_a_setting_is_refused_before_torch_is_imported():
     assert out.stdout.strip() == "False", out.stderr
 
 
-def test_every_setting_is_read():
-    import dataclasses
-    import re
+def test_presets_are_settings_that_flags_change():
+    _, config = train.parse(["--preset", "qwen2.5-3b", "--steps", "7"])
+    assert (config.model, config.steps, config.batch_size, config.learning_rate) == ("Qwen/Qwen2.5-3B-Instruct", 7, 128, 1e-6)
+    assert len(config.tasks.split(",")) == 10 and config.ood == "numina_math,piqa,siqa"
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert all(settings.keys() <= fields for settings in train.PRESETS.values())
 
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "memreward.py"))
+
+def test_encoder_left_out():
+    assert Config().encoder == "hash" and Config(model="some/model").encoder == "policy"
+    assert Config(model="some/model", encoder="hash").encoder == "hash"
+    assert Config().features == "parsed,mean_logprob,min_logprob" and "agreement" in Config(model="some/model").features
+    assert "agreement" in Config(rollouts="some.jsonl").features and Config(features="parsed").features == "parsed"
+
+
+def test_long_prompts_are_left_out_and_counted(quick, tmp_path):
+    rows = [{"id": str(i), "domain": "math", "question": f"Ann has {i} books. " * (9 if i % 6 == 0 else 1), "answer": str(i)} for i in range(24)]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    results = train.train(quick(mode="r1p", tasks=str(tmp_path / "mixed.jsonl"), max_prompt_length=30))
+    counts = results["dropped"]["mixed"]
+    assert sum(counts.values()) == 4 and all("longer than max_prompt_length" in why for why in counts)
+    assert "longer than max_prompt_length" in train.report(results)
+    chosen = json.loads((Path(quick().output_dir) / "tasks.json").read_text())
+    ids = [int(name.rpartition("/")[2]) for part in ("labelled", "unlabelled", "test") for name in chosen[part]]
+    assert sorted(ids) == [i for i in range(24) if i % 6] and chosen["dropped"] == results["dropped"]
+
+
+@pytest.mark.parametrize("settings", [dict(gradient_checkpointing=True), dict(attention="eager"), dict(micro_batch_size=3)])
+def test_ways_to_compute_change_nothing(quick, settings):
+    train.train(quick(mode="oracle"))
+    train.train(quick(mode="oracle", **settings, output_dir=quick().output_dir + "2"))
+    one, two = weights(quick().output_dir), weights(quick().output_dir + "2")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)  # a step moves a weight by 2e-4
+
+
+def test_bf16_samples_from_a_copy_with_the_newest_weights(quick):
+    results = train.train(quick(mode="oracle", precision="bf16", steps=3))
+    start, end = weights(ROOT / "assets"), weights(quick().output_dir)
+    assert max((start[name].float() - end[name].float()).abs().max() for name in start) > 1e-4
+    again = train.evaluate_model(quick(model=quick().output_dir, precision="bf16", output_dir=None))
+    assert again["greedy"] == results["after"]["greedy"]
+
+
+def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys):
+    """A memory that turns everything round after the warm-up is noticed; the slice is never fitted on, and always verified."""
+    import memreward
+
+    config, fitted = quick(audit_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12, refit_every=1), []
+    fit, predict = memreward.ExperienceMemory.fit, memreward.ExperienceMemory.predict
+
+    def fit_and_turn(memory, seed, without):
+        fitted.append(set(memory.ids) - without)
+        return fit(memory, seed, without)
+
+    def predictions(memory, *groups, exclude=None):
+        if exclude is None:
+            return predict(memory, *groups)
+        truth = torch.stack([memory.rewards[len(memory.ids) - 1 - memory.ids[::-1].index(query)] for query in exclude])
+        return truth if len(fitted) == 1 and not steps else 1 - truth
+
+    steps, update = [], train.refresh
+    monkeypatch.setattr(train, "refresh", lambda run: (steps.append(1), update(run)))
+    monkeypatch.setattr(memreward.ExperienceMemory, "fit", fit_and_turn)
+    monkeypatch.setattr(memreward.ExperienceMemory, "predict", predictions)
+    results = train.train(config)
+    assert "the memory drifts: on labelled queries that it was not fitted on" in capsys.readouterr().out
+    drift = results["after"]["drift"]
+    assert drift["rollouts"] == 2 * 6 * 4 and drift["accuracy"] < 0.7
+    assert all(len(ids) == 6 and ids == fitted[0] for ids in fitted)
+    lines = [json.loads(line) for line in open(Path(config.output_dir) / "metrics.jsonl")]
+    assert all("drift/accuracy" in line for line in lines if "loss" in line)
+
+
+@pytest.mark.parametrize("source", ["base policy", "run", "file"])
+def test_probe(quick, tmp_path, monkeypatch, capsys, source):
+    """Each source of rollouts gives a table and results.json, with one row marked as what training does."""
+    import memreward
+
+    rows = memreward.probe_rows
+    wanted = ("majority vote", "only parsed", "GCN, labels as inputs (default)")
+    monkeypatch.setattr(memreward, "probe_rows", lambda *a: {name: row for name, row in rows(*a).items() if name in wanted})
+    arguments = ["probe", "--output_dir", str(tmp_path / "out"), "--gnn_epochs", "2", "--gnn_networks", "1", "--train_tasks", "30"]
+    if source == "run":
+        train.train(quick(mode="r1p"))
+        arguments += ["--rollouts", quick().output_dir]
+    if source == "file":
+        lines = [{"id": str(i), "domain": "math", "question": f"Number {i}?", "answer": str(i),
+                  "rollouts": [{"response": f"#### {i}", "reward": 1.0}, {"response": "#### -1", "reward": 0.0}]} for i in range(30)]
+        (tmp_path / "rollouts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        arguments += ["--rollouts", str(tmp_path / "rollouts.jsonl")]
+    train.main(arguments)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in found] == list(wanted)[:1] + ["GCN, labels as inputs (default)", "only parsed"]
+    assert [row["default"] for row in found] == [False, True, False]
+    assert all({"auc", "accuracy", "precision", "recall", "f1", "fp_rate", "ece", "fit_seconds"} <= row.keys() for row in found)
+    out = capsys.readouterr().out
+    assert all(name in out for name in wanted) and ("30 queries x 2 rollouts, 50% right" in out) == (source == "file")
+    if source == "file":  # a tie goes to the first, which is right
+        assert found[0]["accuracy"] == 1.0 and "no --model has read" in out
+
+
+@pytest.mark.parametrize("line", ['{"id": "1", "domain": "math", "question": "?", "answer": "1"}',
+                                  '{"id": "1", "domain": "math", "question": "?", "answer": "1", "rollouts": [{"response": "1"}]}'])
+def test_probe_refuses_files_without_rollouts(tmp_path, line):
+    (tmp_path / "none.jsonl").write_text(line)
+    with pytest.raises(SystemExit, match="rollouts: .*none.jsonl"):
+        train.main(["probe", "--rollouts", str(tmp_path / "none.jsonl")])
+
+
+def test_explain(quick, capsys):
+    train.train(quick())
+    train.main(["explain", quick().output_dir])
+    out = capsys.readouterr().out
+    assert out.count("predicted reward ") == 6 and out.count("the hidden label says") == 6  # two rollouts in three domains
+    assert "near query" in out and "moved the logit by" in out and "like answer" in out
+    train.train(quick(mode="r1p", output_dir=quick().output_dir + "2"))
+    with pytest.raises(SystemExit, match="has no memory"):
+        train.main(["explain", quick().output_dir + "2"])
+    with pytest.raises(SystemExit, match="explain: name a run folder"):
+        train.main(["explain"])
+
+
+def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
+    """Right is every response to red, half to blue, a quarter to green: averages are over sets, not over tasks."""
+    import grpo
+
+    for name, count in {"red": 4, "blue": 8, "green": 4}.items():
+        rows = [{"id": str(i), "domain": "math", "question": f"{name} {i}", "answer": "7"} for i in range(count)]
+        for part in ("train", "test"):
+            (tmp_path / f"{name}_{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def sample(model, tokenizer, prompts, size, *rest):
+        numbers = [re.search(r"(\w+) (\d)", prompt).groups() for prompt in prompts]
+        right = [int(i) % {"red": 1, "blue": 2, "green": 4}[name] == 0 for name, i in numbers for _ in range(size)]
+        return SimpleNamespace(texts=["#### 7" if true else "#### 8" for true in right])
+
+    monkeypatch.setattr(grpo, "sample", sample)
+    red, blue, green = (str(tmp_path / f"{name}_test.jsonl") for name in ("red", "blue", "green"))
+    train.main(["evaluate", "--tasks", f"{red},{blue}", "--ood", green, "--eval_samples", "2", "--output_dir", str(tmp_path)])
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["tasks"] == {"red": 4, "blue": 8, "green": 4, "all": 12, "out of domain": 4}
+    for kind in ("greedy", "sampled"):
+        assert result[kind] == {"red": 1.0, "blue": 0.5, "green": 0.25, "all": 0.75, "out of domain": 0.25}
+    table = {line[:18].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert table["in domain"] == ["0.750", "0.750"] and table["out of domain"] == ["0.250", "0.250"]
+
+
+def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
+    results = train.train(quick(mode="oracle", steps=4, eval_every=2))
+    for place, step in (("", 4), ("policy", 4), ("checkpoints/000002", 2), ("checkpoints/000004", 4)):
+        found = train.evaluate_model(quick(model=str(Path(quick().output_dir) / place), output_dir=None))
+        (expected,) = (e for e in results["evaluations"] if e["step"] == step)
+        assert {kind: found[kind] for kind in ("greedy", "sampled")} == {kind: expected[kind] for kind in ("greedy", "sampled")}
+
+
+def test_every_setting_is_read():
+    source = "".join((ROOT / name).read_text() for name in ("train.py", "runs.py", "memreward.py"))
     for setting in dataclasses.fields(Config):
         assert re.search(rf"config\.{setting.name}\b", source), setting.name
 
@@ -215,6 +352,14 @@ def test_the_readme_command(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--steps", "2", "--train_tasks", "40", "--test_tasks", "12", "--eval_samples", "1"]
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    assert "greedy, after" in out.stdout and "labels used         8 of 40" in out.stdout
+    assert "greedy after" in out.stdout and "labels used         8 of 40" in out.stdout
     (run,) = (tmp_path / "runs").iterdir()
-    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "results.json", "checkpoint", "policy"}
+    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "results.json", "checkpoints", "policy", "tasks.json"}
+
+
+def test_the_readme_example_of_ones_own_verifier(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert out.returncode == 0, out.stderr
+    assert re.search(r"\{'shout': 0.0, 'all': 0.0\} [34] labels used", out.stdout)

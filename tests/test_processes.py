@@ -1,0 +1,87 @@
+"""Several processes train as one does: the same rollouts, rewards, losses and weights, with whole or sharded models."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+
+ROOT = Path(train.__file__).parent
+RUN = ("--steps 3 --batch_size 4 --group_size 4 --train_tasks 40 --test_tasks 9 --eval_samples 1 --gnn_epochs 5 --eval_every 2 "
+       "--precision fp32 --updates_per_batch 2 --refit_every 2 --label_ratio 0.3").split()  # fmt: skip
+
+
+def launch(folder, *command, arguments=RUN):
+    """Run a command that trains into a folder, to its end."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    command = [sys.executable, *command, *arguments, *([] if "--resume" in arguments else ["--output_dir", str(folder)])]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr[-3000:]
+
+
+def port():
+    """A free port for the processes to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def two_processes():
+    return "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port(), "train.py"
+
+
+def two_shards():
+    return ("-m", "accelerate.commands.launch", "--config_file", "tests/fsdp_on_cpu.yaml", "--main_process_port", port(),
+            "tests/fsdp_on_cpu.py")  # fmt: skip
+
+
+def load(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def read(folder):
+    """Logged lines without times, the chosen tasks, and the weights that from_pretrained loads."""
+    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    timed = lambda name: name.startswith("seconds") or name == "tokens_per_second"  # noqa: E731
+    lines = [{name: -1 if value is None else value for name, value in line.items() if not timed(name)} for line in lines]
+    return lines, json.loads((folder / "tasks.json").read_text()), load(folder / "policy")
+
+
+def assert_same(one, two):
+    (lines, tasks, weights), (others, other_tasks, other_weights) = read(one), read(two)
+    assert tasks == other_tasks and len(lines) == len(others) == 6
+    for line, other in zip(lines, others):
+        assert line == pytest.approx(other, rel=1e-4, abs=1e-6), (line, other)
+    assert weights.keys() == other_weights.keys()
+    moved = load(ROOT / "assets" / "policy")
+    for name in weights:
+        torch.testing.assert_close(weights[name], other_weights[name], rtol=0, atol=2e-5)  # a step moves a weight by 2e-4
+    assert max((weights[name] - moved[name]).abs().max() for name in weights) > 5e-4, "nothing was trained"
+
+
+def test_two_processes_equal_one(tmp_path):
+    launch(tmp_path / "one", "train.py")
+    launch(tmp_path / "two", *two_processes())
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_shards_equal_one_process_and_resume(tmp_path):
+    launch(tmp_path / "one", "train.py")
+    launch(tmp_path / "two", *two_shards())
+    assert_same(tmp_path / "one", tmp_path / "two")
+    checkpoints = sorted((tmp_path / "two" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["000002", "000003"]
+    assert load(checkpoints[0]).keys() == load(tmp_path / "two" / "policy").keys()
+    (checkpoints[1] / "memory.pt").write_bytes(b"cut")  # so that it goes on from step 2
+    (tmp_path / "two" / "results.json").unlink()
+    launch(tmp_path / "two", *two_shards(), arguments=["--resume", str(tmp_path / "two")])
+    assert_same(tmp_path / "one", tmp_path / "two")

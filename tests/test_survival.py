@@ -1,0 +1,145 @@
+"""Runs survive: killed at any moment, with a damaged checkpoint or a full disk, they end as if nothing had been."""
+
+import errno
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+
+SETTINGS = dict(steps=4, eval_every=2, refit_every=2, batch_size=3, test_tasks=6)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Run folders that nothing happened to, by mode."""
+    done = {}
+
+    def run(quick, mode):
+        if mode not in done:
+            done[mode] = tmp_path_factory.mktemp(mode) / "run"
+            train.train(quick(mode=mode, **SETTINGS, output_dir=str(done[mode])))
+        return done[mode]
+
+    return run
+
+
+def outcome(folder):
+    """All that a run leaves but times: log, results and weights."""
+    timed = lambda name: name.startswith("seconds") or name == "tokens_per_second"  # noqa: E731
+    lines = [json.loads(line) for line in open(Path(folder) / "metrics.jsonl")]
+    lines = [{name: value for name, value in line.items() if not timed(name)} for line in lines]
+    results = json.loads((Path(folder) / "results.json").read_text())
+    return lines, {**results, "seconds": None}, (Path(folder) / "policy" / "model.safetensors").read_bytes()
+
+
+def train_until(config, place, name, call):
+    """Train, and be killed at the given call of place.name, after half a file where that writes one."""
+    place = importlib.import_module(place)
+    original, calls = getattr(place, name), []
+
+    def deadly(*args, **settings):
+        calls.append(1)
+        if len(calls) < call:
+            return original(*args, **settings)
+        if name == "save":
+            original(*args, **settings)
+            os.truncate(args[1], os.path.getsize(args[1]) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(place, name, deadly)
+    torch.set_num_threads(1)
+    train.train(config)
+
+
+def run_and_die(config, *moment):
+    """train_until in another process; a server forks these, so that torch is imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "torch", "accelerate", "transformers"])
+    child = context.Process(target=train_until, args=(config, *moment))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+slow = pytest.mark.slow
+MOMENTS = [
+    ("memreward", "runs", "write_json", 3),  # before there is a checkpoint
+    ("memreward", "grpo", "policy_update", 4),  # between two
+    ("memreward", "torch", "save", 5),  # in one
+    ("r1p", "runs", "save_policy", 4),  # at the end
+    *(pytest.param(*moment, marks=slow) for moment in (
+        ("r1p", "grpo", "policy_update", 4), ("memreward", "runs", "checksums", 2), ("memreward", "shutil", "rmtree", 4))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode, place, name, call", MOMENTS)
+def test_killed_run_resumes_as_if_nothing_had_been(quick, straight, mode, place, name, call):
+    config = quick(mode=mode, **SETTINGS)
+    run_and_die(config, place, name, call)
+    assert not (Path(config.output_dir) / "results.json").exists()
+    train.train(train.parse(["--resume", config.output_dir])[1])
+    assert outcome(config.output_dir) == outcome(straight(quick, mode))
+
+
+def damage(checkpoint, name):
+    content = bytearray((checkpoint / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["memory.pt", pytest.param("optimizer.bin", marks=slow)])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(quick, straight, capsys, name):
+    config = quick(mode="memreward", **SETTINGS)
+    run_and_die(config, "train", "finish", 1)  # the checkpoints of steps 2 and 4 are there
+    newest, before = sorted((Path(config.output_dir) / "checkpoints").iterdir(), reverse=True)
+    assert (newest.name, before.name) == ("000004", "000002")
+    damage(newest, name)
+    train.train(train.parse(["--resume", config.output_dir])[1])
+    assert f"000004 is damaged ({name}); falling back to the one before" in capsys.readouterr().out
+    assert outcome(config.output_dir) == outcome(straight(quick, "memreward"))
+
+
+def test_no_whole_checkpoint_is_an_error(quick):
+    config = quick(mode="r1p", keep=1)
+    train.train(config)
+    (checkpoint,) = (Path(config.output_dir) / "checkpoints").iterdir()
+    assert checkpoint.name == "000002"
+    (checkpoint / "progress.pt").unlink()
+    with pytest.raises(ValueError, match="no checkpoint of .* is whole"):
+        train.train(train.parse(["--resume", config.output_dir])[1])
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), pytest.param(RuntimeError("PytorchStreamWriter failed writing file"), marks=slow)])
+def test_a_full_disk_costs_a_checkpoint_and_no_more(quick, straight, capsys, monkeypatch, error):
+    config, save = quick(mode="memreward", **SETTINGS), torch.save
+
+    def full(value, file, *args, **settings):
+        calls.append(1)
+        if len(calls) == 6:  # in the second checkpoint
+            raise error
+        return save(value, file, *args, **settings)
+
+    calls: list = []
+    monkeypatch.setattr(torch, "save", full)
+    train.train(config)
+    assert "could not be written" in capsys.readouterr().out
+    assert not (Path(config.output_dir) / "checkpoint.new").exists()
+    assert outcome(config.output_dir) == outcome(straight(quick, "memreward"))
+
+
+def test_the_data_must_be_the_same(quick, tmp_path):
+    rows = [{"id": str(i), "domain": "math", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(60)]
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    config = quick(mode="r1p", tasks=str(file))
+    train.train(config)
+    file.write_text("\n".join(map(json.dumps, rows[:-20])))
+    with pytest.raises(ValueError, match="the data changed since the run began"):
+        train.train(train.parse(["--resume", config.output_dir])[1])
