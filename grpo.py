@@ -36,6 +36,9 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 @dataclass
@@ -178,7 +181,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor, group_size: int, noise
     """
     output = model(input_ids=prompt, attention_mask=attention_mask, position_ids=positions(attention_mask),
                    use_cache=True, logits_to_keep=1)
-    cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(group_size, 0)  # (n, V)
+    cache, logits = output.cache, output.logits[:, -1].repeat_interleave(group_size, 0)  # (n, V)
     cache.batch_repeat_interleave(group_size)
     attention_mask = attention_mask.repeat_interleave(group_size, 0)
     live = torch.arange(len(noise), device=prompt.device)
@@ -193,7 +196,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor, group_size: int, noise
             live, tokens, attention_mask = live[going], tokens[going], attention_mask[going]
             cache.batch_select_indices(going)
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
-        logits = model(input_ids=tokens[:, None], attention_mask=attention_mask, past_key_values=cache, use_cache=True,
+        logits = model(input_ids=tokens[:, None], attention_mask=attention_mask, cache=cache, use_cache=True,
                        position_ids=positions(attention_mask)[:, -1:]).logits[:, -1]
 
 
@@ -210,8 +213,8 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
                       batch_size: int | None = None, share_prompts: bool = True) -> Scores:
     """Equation (2) and the entropy for the last `length` columns of `ids` (N, P+T), whose attention mask is `mask`.
 
-    Rows are packed for the pass: no padding but at the end, and a prompt that rows have in common is computed once
-    where the model allows it. share_prompts=False computes it for every row: slower, the same numbers.
+    A prompt that rows have in common is computed once where the model allows it (see `one_row`); share_prompts=False
+    computes it for every row: slower, the same numbers.
     batch_size: rows of one pass, rows of one prompt and of like length together (None: all).
     The logits of all tokens never exist at once: inside the model's own forward, where sharded weights are whole, its
     output head returns the two numbers of each token in their place. A model that does something to logits after the
@@ -219,17 +222,17 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     """
     bare = extract_model_from_parallel(model)
     share = share_prompts and can_share(bare)
-    groups = same_prompts(ids, mask, length) if share else torch.arange(len(ids), device=ids.device)  # (N,)
+    prompts, groups = same_prompts(ids, mask, length)
     if batch_size is not None and batch_size < len(ids):
         order = by_length(mask, groups)
         parts = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden, None, share_prompts)
                  for rows in order.split(batch_size)]
         return Scores(*(None if values[0] is None else torch.cat(values)[order.argsort()] for values in zip(*parts)))
+    inputs, place = one_row(bare, ids, mask, length, prompts, groups) if share else padded_rows(ids, mask)
     response, head, seen = mask[:, -length:].bool(), bare.get_output_embeddings(), {}
-    inputs, place = pack(ids, mask, length, groups, head.weight.shape[-1], bare.dtype)
     plain_forward = head.forward
 
-    def forward(states: Tensor) -> Tensor:  # (R, L, d) -> (tokens, 2)
+    def forward(states: Tensor) -> Tensor:  # (rows, L, d) -> (tokens, 2)
         states = states.flatten(0, 1)
         before = states.index_select(0, place[:, -length - 1:-1][response])  # a token is predicted by the one before it
         scores = score_tokens(plain_forward, head.weight, before, ids[:, -length:][response], temperature)
@@ -241,6 +244,9 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
         scores = model(**inputs, use_cache=False).logits
     finally:
         del head.forward
+    if share and not inputs["layout"].heard:
+        raise ValueError(f"model: {type(bare).__name__} does not tell its attention which rollout a token is of; choose "
+                         'another attention than "sdpa"')
     if not torch.equal(scores, seen["scores"]):
         raise ValueError(f"model: {type(bare).__name__} changes its logits after the output head (soft-capping or "
                          "scaling), which its log-probabilities would miss; choose a model that does not")
@@ -273,22 +279,23 @@ def score_tokens(head: Callable[[Tensor], Tensor], weight: Tensor, states: Tenso
 
 
 def can_share(model) -> bool:
-    """Whether rollouts may stand behind one another in a row: attention must follow a mask of any shape, and nothing
-    else may carry over from token to token (no state, no sliding window, no distance but that of position ids)."""
+    """Whether all rollouts may stand in one row: attention must be the function we name, and nothing else may carry over
+    from token to token (no state, no sliding window, no distance but that of position ids)."""
     config = model.config
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     return (model._supports_attention_backend and not model._is_stateful and not windows
-            and getattr(config, "sliding_window", None) is None and config._attn_implementation in ("sdpa", "eager"))
+            and getattr(config, "sliding_window", None) is None and config._attn_implementation in ("sdpa", "grouped"))
 
 
-def same_prompts(ids: Tensor, mask: Tensor, length: int) -> Tensor:
-    """A number for each row's prompt (N,), the same for the same tokens.
+def same_prompts(ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The different prompts (b, P), -1 where padding is, and which of them each row has (N,).
 
     >>> ids, mask = torch.tensor([[5, 6, 1], [0, 5, 2], [5, 6, 3]]), torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 1]])
     >>> same_prompts(ids, mask, length=1)
-    tensor([1, 0, 1])
+    (tensor([[-1,  5],
+            [ 5,  6]]), tensor([1, 0, 1]))
     """
-    return ids.where(mask.bool(), -1)[:, :-length].unique(dim=0, return_inverse=True)[1]
+    return ids.where(mask.bool(), -1)[:, :-length].unique(dim=0, return_inverse=True)
 
 
 def by_length(mask: Tensor, groups: Tensor) -> Tensor:
@@ -303,50 +310,73 @@ def by_length(mask: Tensor, groups: Tensor) -> Tensor:
     return means[groups].argsort(descending=True, stable=True)
 
 
-def fill_rows(prompts: Tensor, responses: Tensor, groups: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """In which row each rollout stands, and after how many tokens of other responses there, both (N,), given the
-    lengths of prompts and responses (N,) and each rollout's group (N,).
+def padded_rows(ids: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The model's inputs (N, L), without the columns that are padding in all rows, and each token's place among the N*L
+    (N, P+T)."""
+    used = mask.any(0)
+    column = (used.cumsum(0) - 1).clamp(min=0)
+    place = torch.arange(len(ids), device=ids.device)[:, None] * used.sum() + column
+    return {"input_ids": ids[:, used], "attention_mask": mask[:, used], "position_ids": positions(mask)[:, used]}, place
 
-    A longer row shares its prompt among more rollouts, but attention grows with its square. With 12 w^2 multiplications
-    a token and layer for the weights of a model of `width` w, and 2 w for each pair of tokens that attention compares,
-    a group costs least where a row has sqrt(p^2 + 6 w p) tokens after its p tokens of prompt. Every group of the pass
-    gets the same number of rows, so that rows are of like length and little is padding.
+
+@dataclass
+class Layout:
+    """Where `group_attention` finds whose tokens in the one row of S that the model reads."""
+
+    prompts: Tensor  # (b, P) place of every prompt token
+    rollouts: Tensor  # (N, P+T) place of every rollout's tokens, those of its prompt and its own
+    sees: Tensor  # (b, 1, P, P) which prompt tokens a prompt token attends to
+    order: Tensor  # (S,) place of every token of the row among the b*P + N*T
+    heard: bool = False  # whether any attention layer has used it
+
+
+def one_row(model, ids: Tensor, mask: Tensor, length: int, prompts: Tensor, groups: Tensor) -> tuple[dict, Tensor]:
+    """The model's inputs, one row of S tokens without any padding: every prompt once, then all responses; and each
+    token's place in it (N, P+T). `prompts` (b, P) and `groups` (N,) are those of `same_prompts`.
+
+    All that a model does token by token (matrix products, norms) does not care who stands beside whom. Attention does:
+    the model's is set to `group_attention`, for good, since gradient checkpointing calls it again in the backward pass.
     """
-    same = groups[:, None] == groups  # (N, N)
-    total, before = (same * responses).sum(1), (same.tril(-1) * responses).sum(1)
-    rows = (total / (prompts**2 + 6 * width * prompts).sqrt()).mean().round().clamp(min=1)  # alike in all: no padding
-    row = ((before + responses / 2) * rows / total).floor()
-    same &= row[:, None] == row
-    return torch.stack([groups, row.long()]).unique(dim=1, return_inverse=True)[1], (same.tril(-1) * responses).sum(1)
+    asked, answered = prompts >= 0, mask[:, -length:].bool()  # (b, P), (N, T)
+    real = torch.cat([asked.flatten(), answered.flatten()])  # (b*P + N*T,)
+    place = (real.cumsum(0) - 1).clamp(min=0)  # padding gets any, what it holds is never read
+    of_prompts, of_responses = place[: asked.numel()].view_as(asked), place[asked.numel() :].view_as(answered)
+    rollouts = torch.cat([of_prompts[groups], of_responses], dim=1)  # (N, P+T)
+
+    def sees(keys: Tensor, queries: int) -> Tensor:  # (n, L) -> (n, 1, queries, L): what came before, and itself
+        causal, itself = torch.ones(keys.shape[1], keys.shape[1], device=keys.device).tril().bool(), torch.eye(len(keys[0])).bool()
+        return (causal & keys[:, None] | itself.to(keys.device))[:, None, -queries:]
+
+    tokens = torch.cat([prompts.flatten(), ids[:, -length:].flatten()])[real]
+    position = torch.cat([positions(asked).flatten(), positions(mask)[:, -length:].flatten()])[real]
+    layout = Layout(of_prompts, rollouts, sees(asked, asked.shape[1]), real.nonzero().squeeze(1))
+    model.set_attn_implementation("grouped")
+    return {"input_ids": tokens[None], "position_ids": position[None], "attention_mask": sees(mask.bool(), length),
+            "layout": layout}, rollouts
 
 
-def pack(ids: Tensor, mask: Tensor, length: int, groups: Tensor, width: int,
-         dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
-    """Put the rollouts of a group behind one another in a row, after their common prompt, or in a few such rows.
+def group_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                    layout: Layout | None = None, **settings) -> tuple[Tensor, None]:
+    """Attention for `one_row`: query, key, value (1, heads, S, width) -> (1, S, heads, width). A prompt attends to
+    itself, a response to its prompt and to itself, as `attention_mask` (N, 1, T, P+T) says. Without a layout it is
+    transformers' "sdpa"."""
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if layout is None:
+        return sdpa(module, query, key, value, attention_mask, **settings)
+    layout.heard, length = True, attention_mask.shape[2]
 
-    ids and mask (N, P+T) with responses of T = `length`, groups (N,), the model's width and dtype -> its inputs, R rows
-    of L tokens, and for each token its place among the R*L (N, P+T). The attention mask is (R, L) if every rollout has
-    a row of its own; else (R, 1, L, L), to be added to attention scores: a token sees the prompt and what precedes it
-    in its own rollout. Positions count on from the prompt in every rollout, so each is computed as if it were alone.
-    """
-    rows, shifts = fill_rows(mask[:, :-length].sum(1), mask[:, -length:].sum(1), groups, width)
-    position, real = positions(mask), mask.bool()
-    column = torch.cat([position[:, :-length], position[:, -length:] + shifts[:, None]], dim=1)
-    count, longest = int(rows.max()) + 1, int(column.max()) + 1
-    place = rows[:, None] * longest + column
+    def take(x: Tensor, place: Tensor) -> Tensor:  # (1, heads, S, width), (n, L) -> (n, heads, L, width)
+        return x[0].transpose(0, 1).index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
 
-    def put(values: Tensor, fill: int) -> Tensor:  # (N, P+T) -> (R, L)
-        return values.new_full((count * longest,), fill).index_put((place[real],), values[real]).view(count, longest)
+    asked = [take(x, layout.prompts) for x in (query, key, value)]
+    answered = take(query, layout.rollouts[:, -length:]), take(key, layout.rollouts), take(value, layout.rollouts)
+    outputs = [sdpa(module, *states, mask, **settings)[0].flatten(0, 1)
+               for states, mask in ((asked, layout.sees), (answered, attention_mask))]
+    return torch.cat(outputs).index_select(0, layout.order)[None], None
 
-    inputs = {"input_ids": put(ids, 0), "position_ids": put(position, 0)}
-    if count == len(ids):
-        return inputs | {"attention_mask": put(mask, 0)}, place
-    segments = torch.arange(1, len(ids) + 1, device=ids.device)[:, None].repeat(1, ids.shape[1])
-    segments[:, :-length] = 0
-    segments = put(segments, -1)  # (R, L) 0 in the prompt, the rollout's number after it, -1 where padding is
-    sees = ((segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])).tril()  # (R, L, L)
-    added = torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
-    return inputs | {"attention_mask": added[:, None]}, place
+
+AttentionInterface.register("grouped", group_attention)
+AttentionMaskInterface.register("grouped", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def token_logprobs(model, ids: Tensor, mask: Tensor, length: int, temperature: float = 1.0,
@@ -444,7 +474,7 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     ids, attention_mask, mask, length = rollouts.ids, rollouts.attention_mask, rollouts.mask, rollouts.mask.shape[1]
     advantages = advantages.to(mask.device)
     counts = torch.ones_like(advantages, dtype=torch.bool) if ref_logprobs is not None else advantages != 0
-    batches = update_batches(accelerator, by_length(attention_mask, same_prompts(ids, attention_mask, length)), counts,
+    batches = update_batches(accelerator, by_length(attention_mask, same_prompts(ids, attention_mask, length)[1]), counts,
                              micro_batch_size or len(ids))
     weights = token_weights(mask, loss_norm, accelerator.reduce)
     share = token_weights(mask * counts[:, None], "token", accelerator.reduce)
