@@ -124,7 +124,7 @@ class Config:
     gnn_epochs: int = setting(150, "at most so many epochs, stopped early on a fifth of the labelled queries")
     gnn_patience: int = setting(20, "epochs without improvement before stopping")
     # running
-    eval_every: int = setting(100, "steps between evaluations and checkpoints")
+    eval_every: int = setting(50, "steps between evaluations and checkpoints")
     eval_samples: int = setting(4, "responses per test task sampled at temperature 1, beside the greedy one; 0: greedy only")
     keep: int = setting(2, "newest checkpoints that stay; with 2 or more a damaged one has another behind it")
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
