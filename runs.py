@@ -5,6 +5,7 @@ always a train.Run.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import random
@@ -19,6 +20,10 @@ from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
 MODES = ("r1p", "majority", "memreward", "oracle")
+LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
+VARIANTS = {  # rows of compare beside the four modes
+    "refit": {"refit_every": 50}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5},
+    **{f"{mode} {ratio}": {"mode": mode, "label_ratio": ratio} for ratio in (0.1, 0.4, 0.7) for mode in ("r1p", "memreward")}}
 
 
 def check(condition: bool, message: str) -> None:
@@ -491,16 +496,66 @@ def comparison(runs: list[dict]) -> str:
             lines.append(f"{name:<18}{cells[0]:>14}{cells[1]:>14}{labels:>11}{audit[0]:>20}{audit[1]:>18}{len(rows):>8}")
 
     score = lambda run: 100 * run["after"]["greedy"]["all"]  # noqa: E731
-    ours = by_row["memreward"]
-    for other in (name for name in by_row if name != "memreward"):
-        pairs = [score(ours[seed]) - score(run) for seed, run in by_row[other].items() if seed in ours]
-        if pairs:
-            lines.append(f"memreward - {other:<10}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
-    both = [seed for seed in ours if seed in by_row["oracle"]]
-    if both:
-        ratio = sum(score(ours[seed]) for seed in both) / sum(score(by_row["oracle"][seed]) for seed in both)
-        lines.append(f"memreward / oracle    {100 * ratio:12.1f} %")
+    for other in names:
+        kind, _, ratio = other.partition(" ")
+        ours = "memreward" + (ratio and f" {ratio}")  # rows of another label ratio are compared among themselves
+        pairs = [score(by_row[ours][seed]) - score(run) for seed, run in by_row[other].items() if seed in by_row.get(ours, ())]
+        if kind != "memreward" and pairs:
+            lines.append(f"{f'{ours} - {other}':<32}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
+    for ours in (name for name in names if name.startswith("memreward")):
+        both = [seed for seed in by_row[ours] if seed in by_row["oracle"]]
+        if both:
+            ratio = sum(score(by_row[ours][seed]) for seed in both) / sum(score(by_row["oracle"][seed]) for seed in both)
+            lines.append(f"{f'{ours} / oracle':<32}{100 * ratio:12.1f} %")
     return "\n".join(lines)
+
+
+def curves(root: Path) -> dict[str, dict[str, list[tuple[list, list]]]]:
+    """What the figures of a folder of compare show: for each figure and line the steps and values of every seed's run.
+    "accuracy" is greedy test accuracy, "predictions" the share of predicted rewards that are right, in means of ten steps."""
+    runs: dict[str, list[Path]] = {}
+    for path in sorted(root.glob("*-*-*/results.json")):
+        name, ratio = path.parent.name.split("-")[:2]
+        runs.setdefault(name if ratio in (str(LABEL_RATIO), "1.0") else f"{name} {ratio}", []).append(path)
+    check("memreward" in runs, f"plot: {root} holds no finished runs of compare; python train.py compare makes them")
+
+    def accuracy(path: Path) -> tuple[list, list]:
+        rows = json.loads(path.read_text())["evaluations"]
+        return [row["step"] for row in rows], [row["greedy"]["all"] for row in rows]
+
+    def predictions(path: Path) -> tuple[list, list]:
+        rows = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "audit/accuracy" in row]
+        windows = [rows[i : i + 10] for i in range(0, len(rows) - 9, 10)]
+        return [w[-1]["step"] for w in windows], [mean(row["audit/accuracy"] for row in w) for w in windows]
+
+    frozen = {"memreward": "frozen after the warm-up", "refit": "refitted every 50 steps"}
+    return {"accuracy": {name: [accuracy(path) for path in runs[name]] for name in MODES if name in runs},
+            "predictions": {title: [predictions(path) for path in runs[name]] for name, title in frozen.items() if name in runs}}
+
+
+def draw(root: Path) -> list[Path]:
+    """`curves` as accuracy.png and predictions.png in that folder: means over seeds, the bands are standard errors."""
+    import numpy as np
+
+    check(importlib.util.find_spec("matplotlib"), "plot: matplotlib is not installed; pip install matplotlib")
+    from matplotlib.figure import Figure
+
+    titles, written = {"accuracy": "greedy test accuracy", "predictions": "predicted rewards that are right"}, []
+    for figure_name, lines in curves(root).items():
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for name, seeds in lines.items():
+            steps, values = seeds[0][0], np.array([values for _, values in seeds])  # (seeds, points)
+            middle, error = values.mean(0), values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
+            axes.plot(steps, middle, label=f"{name} ({len(values)} seeds)")
+            axes.fill_between(steps, middle - error, middle + error, alpha=0.2)
+        axes.set(xlabel="training step", ylabel=titles[figure_name])
+        axes.grid(alpha=0.3)
+        axes.legend()
+        written.append(root / f"{figure_name}.png")
+        figure.savefig(written[-1], dpi=110)
+    return written
 
 
 def mean_error(values: list[float], digits: int = 1) -> str:

@@ -6,6 +6,7 @@
     python train.py --resume runs/NAME                # go on where a run stopped, or was killed
     python train.py evaluate --model runs/NAME        # test accuracy of a run, a checkpoint, or any causal LM
     python train.py probe                             # how good predicted rewards are, and what each part of the memory gives
+    python train.py plot runs/compare                 # figures of the table's runs
     python train.py explain runs/NAME                 # why rollouts got their predicted rewards
     python train.py --preset qwen2.5-1.5b             # the paper's models and benchmarks, one GPU
     accelerate launch --num_processes 8 train.py --preset qwen2.5-3b      # one node of 8 GPUs; README has FSDP, two nodes
@@ -29,9 +30,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal
 
-from runs import (MODES, Audit, Drift, Log, Stopwatch, accuracies, check, comparison, finish, fit_memory, gather,
-                  load_checkpoint, load_policy, open_folder, profile, refresh, render, report, save_checkpoint, share,
-                  write_json)  # fmt: skip
+from runs import (LABEL_RATIO, MODES, VARIANTS, Audit, Drift, Log, Stopwatch, accuracies, check, comparison, draw, finish,
+                  fit_memory, gather, load_checkpoint, load_policy, open_folder, profile, refresh, render, report,
+                  save_checkpoint, share, write_json)  # fmt: skip
 
 EVALUATION_BATCH = 128  # tasks sampled at a time
 PAPER = dict(  # arXiv 2603.19310: its benchmarks and settings, one flag for each of its two policies
@@ -50,9 +51,6 @@ PRESETS = {
         eval_samples=0)}  # fmt: skip
 
 
-VARIANTS = {"refit": {"refit_every": 50}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5}}  # of mode memreward
-
-
 def setting(default, text: str):
     """A field of Config with its line for --help."""
     return field(default=default, metadata={"help": text})
@@ -65,7 +63,7 @@ class Config:
     mode: Literal["memreward", "r1p", "oracle", "majority"] = setting(
         "memreward", "who rewards unlabelled rollouts: memreward (the memory), majority (the group's vote), nobody (r1p: "
         "train on the labelled tasks only), oracle (every task keeps its label)")  # fmt: skip
-    label_ratio: float = setting(0.2, "share of the training tasks that keep their label; oracle needs 1 and takes it")
+    label_ratio: float = setting(LABEL_RATIO, "share of the training tasks that keep their label; oracle needs 1 and takes it")
     preset: Literal[tuple(PRESETS)] = setting("none", "settings of a known experiment; other flags change them")
     tasks: str = setting("world", "'world' (built in), benchmarks by name, paths of .jsonl files; several with commas")
     ood: str = setting("", "more of these, on which the policy is tested and never trained (out of domain)")
@@ -130,7 +128,7 @@ class Config:
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
     resume: str | None = setting(None, "run folder to go on with; its settings are taken from its config.json")
     seeds: int = setting(1, "compare: seeds 0 to seeds - 1 of every mode; probe: splits into labelled and hidden (5 or more)")
-    variants: str = setting("", f"compare: also run these variants of memreward, out of {','.join(VARIANTS)}")
+    variants: str = setting("", f"compare: further rows, out of {', '.join(VARIANTS)}; several with commas, or 'all'")
     rollouts: str | None = setting(None, "probe only: a run folder, or a .jsonl file of tasks with rollouts and their rewards")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", "also log there (needs that package)")
     profile: bool = setting(False, "write a torch profiler trace of steps 3 to 5 to trace.json (chrome://tracing reads it)")
@@ -494,14 +492,14 @@ def compare(config: Config) -> None:
     check(config.mode == "memreward" and config.seed == 0 and not config.resume, "compare runs every mode with seeds 0 to "
           "seeds - 1 and goes on by itself: leave out --mode, --seed and --resume")  # fmt: skip
     check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: its runs are small, start it without accelerate launch")
-    names = [name for name in config.variants.split(",") if name]
+    names = list(VARIANTS) if config.variants == "all" else [name.strip() for name in config.variants.split(",") if name]
     check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
     rows = {mode: {"mode": mode} for mode in MODES} | {name: VARIANTS[name] for name in names}
     root, finished = Path(config.output_dir or "runs/compare"), []
     for seed in range(config.seeds):
         for name, changes in rows.items():
             one = dataclasses.replace(config, seed=seed, seeds=1, variants="", **changes)
-            one.output_dir = str(root / f"{name}-{one.label_ratio}-{seed}")
+            one.output_dir = str(root / f"{name.split()[0]}-{one.label_ratio}-{seed}")
             done = Path(one.output_dir) / "results.json"
             if (begun := done.with_name("config.json")).exists():
                 old = json.loads(begun.read_text())
@@ -521,8 +519,8 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     from transformers.hf_argparser import HfArgumentParser
 
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    if command == "explain" and arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--resume")
+    if command in ("explain", "plot") and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--resume" if command == "explain" else "--output_dir")
     parser = HfArgumentParser(Config, usage=f"python train.py [{'|'.join(COMMANDS)}] [--setting value ...]", description=
                               "Train a policy with rewards from a verifier where there are labels, else from memory.")
     check(command in COMMANDS, f"command: {command!r} is not one of {', '.join(COMMANDS)}")
@@ -674,7 +672,14 @@ def run_explain(config: Config) -> None:
             print(*trace_lines([trace[g]], [group[g] + known]), sep="\n")
 
 
-COMMANDS = {"train": run_train, "compare": compare, "evaluate": run_evaluate, "probe": run_probe, "explain": run_explain}
+def run_plot(config: Config) -> None:
+    """`python train.py plot FOLDER`: figures of the runs that compare made there."""
+    for path in draw(Path(config.output_dir or "runs/compare")):
+        print(path)
+
+
+COMMANDS = {"train": run_train, "compare": compare, "evaluate": run_evaluate, "probe": run_probe, "explain": run_explain,
+            "plot": run_plot}
 
 
 def main(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import data
+import runs
 import train
 from train import Config
 
@@ -110,11 +111,39 @@ def test_comparison_arithmetic():
         score = {"greedy": {"all": accuracy}, "sampled": {"all": accuracy}}
         return {"mode": mode, "row": mode, "seed": seed, "before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}}
 
-    runs = [run("memreward", 0, 0.8), run("memreward", 1, 0.9), run("oracle", 0, 0.9), run("oracle", 1, 0.9), run("r1p", 0, 0.7)]
-    lines = {line.split("  ")[0].strip(): line for line in train.comparison(runs).splitlines()}
+    finished = [run("memreward", 0, 0.8), run("memreward", 1, 0.9), run("oracle", 0, 0.9), run("oracle", 1, 0.9), run("r1p", 0, 0.7)]
+    lines = {line.split("  ")[0].strip(): line for line in train.comparison(finished).splitlines()}
     assert "-5.0 +- 5.0" in lines["memreward - oracle"]  # differences -10 and 0
     assert "10.0 " in lines["memreward - r1p"] and "paired over 1 seeds" in lines["memreward - r1p"]
     assert "94.4 %" in lines["memreward / oracle"]  # 85 / 90
+    finished += [run("memreward 0.1", 0, 0.6), run("r1p 0.1", 0, 0.65), run("refit", 1, 0.88)]
+    lines = {line.split("  ")[0].strip(): line for line in train.comparison(finished).splitlines()}
+    assert "-5.0 " in lines["memreward 0.1 - r1p 0.1"] and "2.0 " in lines["memreward - refit"]  # like with like
+    assert "66.7 %" in lines["memreward 0.1 / oracle"] and "memreward - r1p 0.1" not in lines
+
+
+def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
+    for seed in range(2):
+        for name, ratio in (("memreward", 0.2), ("r1p", 0.2), ("refit", 0.2), ("memreward", 0.1)):
+            folder = tmp_path / f"{name}-{ratio}-{seed}"
+            folder.mkdir()
+            curve = [{"step": step, "greedy": {"all": 0.5 + step / 1000 + seed}} for step in (0, 50, 100)]
+            (folder / "results.json").write_text(json.dumps({"label_ratio": ratio, "evaluations": curve}))
+            rows = [{"step": step, "audit/accuracy": step} for step in range(1, 31)] + [{"step": 100, "test/greedy/all": 0.6}]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "oracle-1.0-0").mkdir()  # has not finished
+    curves = runs.curves(tmp_path)
+    assert curves["accuracy"] == dict.fromkeys(("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)])
+    assert list(curves["predictions"].values()) == 2 * [2 * [([10, 20, 30], [5.5, 15.5, 25.5])]]
+    with monkeypatch.context() as without, pytest.raises(SystemExit, match="matplotlib is not installed; pip install matplotlib"):
+        without.setattr(train.importlib.util, "find_spec", lambda name: None)
+        train.main(["plot", str(tmp_path)])
+    pytest.importorskip("matplotlib")
+    train.main(["plot", str(tmp_path)])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "accuracy.png"), str(tmp_path / "predictions.png")]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("accuracy.png", "predictions.png"))
+    with pytest.raises(SystemExit, match="holds no finished runs of compare"):
+        train.main(["plot", str(tmp_path / "oracle-1.0-0")])
 
 
 BAD = [
