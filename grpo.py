@@ -221,14 +221,16 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     head (soft-capping, scaling) does it to these, which is noticed and raises ValueError.
     """
     bare = extract_model_from_parallel(model)
-    share = share_prompts and can_share(bare)
-    prompts, groups = same_prompts(ids, mask, length)
     if batch_size is not None and batch_size < len(ids):
-        order = by_length(mask, groups)
+        order = by_length(mask, same_prompts(ids, mask, length)[1])
         parts = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden, None, share_prompts)
                  for rows in order.split(batch_size)]
         return Scores(*(None if values[0] is None else torch.cat(values)[order.argsort()] for values in zip(*parts)))
-    inputs, place = one_row(bare, ids, mask, length, prompts, groups) if share else padded_rows(ids, mask)
+    left, right = padding(mask, length)  # of all rows: cut off here, and put back at the end
+    width = ids.shape[1] - right
+    ids, mask, length = ids[:, left:width], mask[:, left:width], length - right
+    share = share_prompts and can_share(bare)
+    inputs, place = one_row(bare, ids, mask, length) if share else padded_rows(ids, mask)
     response, head, seen = mask[:, -length:].bool(), bare.get_output_embeddings(), {}
     plain_forward = head.forward
 
@@ -250,9 +252,21 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     if not torch.equal(scores, seen["scores"]):
         raise ValueError(f"model: {type(bare).__name__} changes its logits after the output head (soft-capping or "
                          "scaling), which its log-probabilities would miss; choose a model that does not")
-    logprobs, entropy = (torch.zeros_like(response, dtype=scores.dtype).masked_scatter(response, x)
+    logprobs, entropy = (F.pad(torch.zeros_like(response, dtype=scores.dtype).masked_scatter(response, x), (0, right))
                          for x in (scores[:, 0], scores[:, 1].detach()))  # (N, T)
-    return Scores(logprobs, entropy, seen["states"][place].where(mask[..., None].bool(), 0.0) if hidden else None)
+    states = F.pad(seen["states"][place].where(mask[..., None].bool(), 0.0), (0, 0, left, right)) if hidden else None
+    return Scores(logprobs, entropy, states)
+
+
+def padding(mask: Tensor, length: int) -> tuple[int, int]:
+    """How many columns of `mask` (N, P+T) are padding in all rows: on the left of the prompts, on the right of the
+    responses of T = `length` tokens (one stays).
+
+    >>> padding(torch.tensor([[0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0]]), length=3)
+    (1, 1)
+    """
+    used = mask.any(0).nonzero().squeeze(1)
+    return int(used[0]), min(mask.shape[1] - 1 - int(used[-1]), length - 1)
 
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
@@ -311,12 +325,9 @@ def by_length(mask: Tensor, groups: Tensor) -> Tensor:
 
 
 def padded_rows(ids: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The model's inputs (N, L), without the columns that are padding in all rows, and each token's place among the N*L
-    (N, P+T)."""
-    used = mask.any(0)
-    column = (used.cumsum(0) - 1).clamp(min=0)
-    place = torch.arange(len(ids), device=ids.device)[:, None] * used.sum() + column
-    return {"input_ids": ids[:, used], "attention_mask": mask[:, used], "position_ids": positions(mask)[:, used]}, place
+    """The model's inputs as they are, N rows of P+T tokens, and each token's place among all of them (N, P+T)."""
+    place = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}, place
 
 
 @dataclass
@@ -330,13 +341,14 @@ class Layout:
     heard: bool = False  # whether any attention layer has used it
 
 
-def one_row(model, ids: Tensor, mask: Tensor, length: int, prompts: Tensor, groups: Tensor) -> tuple[dict, Tensor]:
-    """The model's inputs, one row of S tokens without any padding: every prompt once, then all responses; and each
-    token's place in it (N, P+T). `prompts` (b, P) and `groups` (N,) are those of `same_prompts`.
+def one_row(model, ids: Tensor, mask: Tensor, length: int) -> tuple[dict, Tensor]:
+    """The model's inputs, one row of S tokens without any padding: b different prompts once each, then all responses;
+    and each token's place in it (N, P+T).
 
     All that a model does token by token (matrix products, norms) does not care who stands beside whom. Attention does:
     the model's is set to `group_attention`, for good, since gradient checkpointing calls it again in the backward pass.
     """
+    prompts, groups = same_prompts(ids, mask, length)  # (b, P), (N,)
     asked, answered = prompts >= 0, mask[:, -length:].bool()  # (b, P), (N, T)
     real = torch.cat([asked.flatten(), answered.flatten()])  # (b*P + N*T,)
     place = (real.cumsum(0) - 1).clamp(min=0)  # padding gets any, what it holds is never read
@@ -344,8 +356,9 @@ def one_row(model, ids: Tensor, mask: Tensor, length: int, prompts: Tensor, grou
     rollouts = torch.cat([of_prompts[groups], of_responses], dim=1)  # (N, P+T)
 
     def sees(keys: Tensor, queries: int) -> Tensor:  # (n, L) -> (n, 1, queries, L): what came before, and itself
-        causal, itself = torch.ones(keys.shape[1], keys.shape[1], device=keys.device).tril().bool(), torch.eye(len(keys[0])).bool()
-        return (causal & keys[:, None] | itself.to(keys.device))[:, None, -queries:]
+        column = torch.arange(keys.shape[1], device=keys.device)
+        row = column[-queries:, None]
+        return ((column < row) & keys[:, None] | (column == row))[:, None]
 
     tokens = torch.cat([prompts.flatten(), ids[:, -length:].flatten()])[real]
     position = torch.cat([positions(asked).flatten(), positions(mask)[:, -length:].flatten()])[real]
