@@ -33,7 +33,6 @@ class ExperienceMemory:
 
     def __init__(self, config):
         self.config, self.ids = config, []  # ids: the query each group belongs to
-        self.neighbors = 0 if config.gnn == "mlp" else config.neighbors
         self.groups = self.rewards = self.weights = None
         self.models, self.messages = [], []  # networks, and what each of them sends
 
@@ -81,15 +80,15 @@ class ExperienceMemory:
         groups, rewards, ids = self.groups.rows(rows), self.rewards[rows], self._numbers(self.ids)[rows]
         with seeded(seed, rewards.device):
             folds = fold_ids(ids, max(5, config.gnn_networks))
-            self.models = [self._network() for _ in range(config.gnn_networks)]
+            self.models = [self._network(number) for number in range(config.gnn_networks)]
         histories, self.messages, inputs = [], [], rewards.new_zeros(*rewards.shape, groups.features.shape[-1] + 2)
-        edges = similarity_edges(groups, groups, self.neighbors, ids[:, None] == ids, ids)
+        edges = self._edges(groups, groups, ids[:, None] == ids, ids)
         for fold, model in enumerate(self.models):
             histories.append(fit(
-                model, groups, rewards, ids, self.neighbors, folds == fold, config.gnn_epochs, config.gnn_patience,
+                model, groups, rewards, ids, self._reach(model), folds == fold, config.gnn_epochs, config.gnn_patience,
                 config.gnn_learning_rate, config.gnn_weight_decay, seed + fold))
             with torch.inference_mode():
-                logits = model.receive(groups, model.send(groups, rewards), edges)
+                logits = model.receive(groups, model.send(groups, rewards), edges[self._reach(model)])
                 self.messages.append(model.send(self.groups, self.rewards))
             inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]
         held_out = (folds >= 0) & (folds < len(self.models))
@@ -154,17 +153,25 @@ class ExperienceMemory:
         self.groups, self.weights, self.models = state["groups"] and Groups(*state["groups"]), state["weights"], []
         for weights in state["models"]:
             with seeded(0, self.rewards.device):  # the random weights are replaced at once
-                self.models.append(self._network().eval())
+                self.models.append(self._network(len(self.models)).eval())
             self.models[-1].load_state_dict(weights)
         return self
 
     def _shape(self) -> list:
         return [self.config.gnn, self.config.gnn_networks, self.config.gnn_hidden, self.config.gnn_layers]
 
-    def _network(self) -> RewardGNN:
+    def _network(self, number: int) -> RewardGNN:
         widths, config = (self.groups.queries.shape[-1], self.groups.features.shape[-1]), self.config
-        network = RewardGNN(*widths, config.gnn_hidden, config.gnn_layers, config.gnn_dropout, config.gnn)
-        return network.to(self.rewards.device)
+        kind = ("gcn", "mlp")[number % 2] if config.gnn == "mixed" else config.gnn
+        return RewardGNN(*widths, config.gnn_hidden, config.gnn_layers, config.gnn_dropout, kind).to(self.rewards.device)
+
+    def _reach(self, model: RewardGNN) -> int:
+        """k of a network: one without edges listens to nobody."""
+        return 0 if model.kind == "mlp" else self.config.neighbors
+
+    def _edges(self, receivers: Groups, memory: Groups, hidden: Tensor, ids: Tensor) -> dict[int, list]:
+        """`similarity_edges` for each k that a network has."""
+        return {k: similarity_edges(receivers, memory, k, hidden, ids) for k in set(map(self._reach, self.models))}
 
     def _inputs(self, logits: Tensor, groups: Groups) -> Tensor:
         """What the calibration weighs (B, G, f+2): a logit (B, G), standardised features, a 1."""
@@ -200,9 +207,10 @@ class ExperienceMemory:
     @torch.inference_mode()
     def _judge(self, groups: Groups, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (B, G) and the similarity edges they rest on."""
-        edges = similarity_edges(groups, self.groups, self.neighbors, hidden, self._numbers(self.ids))
-        logits = [model.receive(groups, messages, edges) for model, messages in zip(self.models, self.messages)]
-        return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges
+        edges = self._edges(groups, self.groups, hidden, self._numbers(self.ids))
+        logits = [model.receive(groups, messages, edges[self._reach(model)])
+                  for model, messages in zip(self.models, self.messages)]
+        return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges[max(edges)]
 
 
 def trace_lines(trace: list[dict], titles: Sequence[str]) -> list[str]:
@@ -503,8 +511,9 @@ def probe_rows(config, features: Sequence[str], encoders: Sequence[str]) -> dict
         "the official code's graph and features": {
             "gnn": "unlabelled", "gnn_networks": 1, "neighbors": 0, "features": "magnitude,parsed,majority"},
         "GCN, labels no inputs (the paper)": {"gnn": "unlabelled"},
-        "GCN, labels as inputs (default)": {},
-        "one network": {"gnn_networks": 1},
+        "GCN, labels as inputs": {"gnn": "gcn"},
+        f"{config.gnn} networks (default)": {},
+        "one GCN": {"gnn": "gcn", "gnn_networks": 1},
         "GATv2 attention for the mean": {"gnn": "gat"},
         "without thinkings": {"blank": "thinkings"},
         "without similarity edges": {"neighbors": 0},

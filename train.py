@@ -111,8 +111,9 @@ class Config:
     features: str = setting("auto", "what the networks are told of an answer, out of magnitude, parsed, majority (the paper's), "
                             "agreement, overlap, coverage, sound, mean_logprob, min_logprob; auto: parsed and the "
                             "log-probabilities with the built-in policy, else all that are not the paper's alone")  # fmt: skip
-    gnn: Literal["gcn", "unlabelled", "gat", "mlp"] = setting("gcn", "kind of reward network: gcn; without known rewards as "
-                                                              "inputs (the paper); with attention; without edges")  # fmt: skip
+    gnn: Literal["mixed", "gcn", "unlabelled", "gat", "mlp"] = setting(
+        "mixed", "kind of reward networks: gcn; unlabelled (known rewards are no inputs, as in the paper); gat (attention); mlp "
+        "(no edges); mixed (gcn and mlp take turns)")  # fmt: skip
     gnn_networks: int = setting(5, "reward networks whose logits are averaged, each stopped on another fifth of the labels")
     gnn_hidden: int = setting(64, "width of the reward network (the paper: 512)")
     gnn_layers: int = setting(2, "layers of the reward network")

@@ -16,7 +16,7 @@ D, F, G = 16, 2, 4
 
 
 def config(**overrides):
-    settings = {"neighbors": 3, "groups_per_query": 2, "gnn": "gcn", "gnn_networks": 2, "gnn_hidden": 32,
+    settings = {"neighbors": 3, "groups_per_query": 2, "gnn": "mixed", "gnn_networks": 2, "gnn_hidden": 32,
                 "gnn_layers": 2, "gnn_dropout": 0.1,
                 "gnn_epochs": 10, "gnn_patience": 5, "gnn_learning_rate": 3e-3, "gnn_weight_decay": 0.01}
     return types.SimpleNamespace(**settings | overrides)
@@ -150,7 +150,7 @@ def test_the_memory_learns_what_only_labels_of_similar_rollouts_tell():
     groups = Groups(topics[topic] + 0.3 * draw(300), mistakes + 0.3 * draw(300, 4), mistakes + 0.3 * draw(300, 4),
                     torch.zeros(300, 4, 1))
     rewards, known, asked = labels[topic[:, None], kind].float(), slice(0, 240), slice(240, 300)
-    memory = ExperienceMemory(config(gnn_epochs=40, gnn_patience=10))
+    memory = ExperienceMemory(config(gnn="gcn", gnn_epochs=40, gnn_patience=10))
     memory.remember([str(i) for i in range(240)], *groups.rows(known), rewards[known])
     memory.fit(seed=0)
     auc = lambda memory: metrics(memory.predict(*groups.rows(asked)).flatten(), rewards[asked].flatten())["auc"]  # noqa: E731
@@ -301,7 +301,7 @@ def test_fresh_groups_of_a_query_do_not_crowd_out_other_queries():
 
 
 def test_calibration_sees_only_logits_of_networks_that_did_not_train_on_the_query():
-    memory, seed = fitted(gnn_networks=3), 0
+    memory, seed = fitted(gnn="gcn", gnn_networks=3), 0
     with seeded(seed, torch.device("cpu")):
         folds = fold_ids(torch.arange(12), 5)
     rows, flat = [], memory.groups.features.flatten(0, 1)
@@ -347,6 +347,21 @@ def test_fewer_queries_than_folds_leave_the_logits_as_they_are():
 # ------------------------------------------------------------------------------------------------------------ the bench
 
 
+def test_mixed_networks_take_turns_and_average():
+    new, memory = random_groups(5, seed=1), fitted()
+    assert [model.kind for model in memory.models] == ["gcn", "mlp"]
+    deaf = copy.deepcopy(memory)
+    deaf.messages[1] = [[part + 1 for part in layer] for layer in deaf.messages[1]]
+    assert torch.equal(deaf.predict(*new), memory.predict(*new)), "a network without edges listened"
+    edges = similarity_edges(memory._groups(*new), memory.groups, 3)
+    none = similarity_edges(memory._groups(*new), memory.groups, 0)
+    with torch.no_grad():
+        logits = [model.receive(memory._groups(*new), sent, heard)
+                  for model, sent, heard in zip(memory.models, memory.messages, (edges, none))]
+        expected = (memory._inputs(sum(logits) / 2, memory._groups(*new)) @ memory.weights).sigmoid()
+    torch.testing.assert_close(memory.predict(*new), expected)
+
+
 def bench(**overrides):
     """Twenty tasks whose answers are "1" or "2", with settings small enough to measure every row."""
     g = torch.Generator().manual_seed(0)
@@ -363,7 +378,7 @@ def bench(**overrides):
 def test_the_bench_measures_what_training_does():
     tasks, texts, keys, rewards, nodes, settings = bench()
     rows = {row["name"]: row for row in probe(tasks, texts, keys, rewards, nodes, settings, seeds=2)}
-    assert [row["name"] for row in rows.values() if row["default"]] == ["GCN, labels as inputs (default)"]
+    assert [row["name"] for row in rows.values() if row["default"]] == ["mixed networks (default)"]
     assert {"encoder other", "k = 15", "threshold 0.7", "only coverage", "label ratio 0.7"} <= rows.keys()
     assert not any("logprob" in name for name in rows)  # no policy has read these
     agreement = torch.tensor([[group.count(key) / G for key in group] for group in keys])
@@ -378,7 +393,7 @@ def test_the_bench_measures_what_training_does():
         simple = metrics(agreement[~known].flatten(), rewards[~known].flatten())
         expected.append((ours["auc"], simple["auc"], simple["accuracy"]))
     means = torch.tensor(expected).mean(0).tolist()
-    default, plain = rows["GCN, labels as inputs (default)"], rows["agreement as a score"]
+    default, plain = rows["mixed networks (default)"], rows["agreement as a score"]
     error = expected[0][1] - expected[1][1]
     assert [default["auc"], plain["auc"], plain["accuracy"]] == pytest.approx(means, abs=1e-6)
     assert default["labels"] == 10 and plain["auc_se"] == pytest.approx(abs(error) / 2, abs=1e-6)
