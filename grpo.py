@@ -230,9 +230,13 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     width = ids.shape[1] - right
     ids, mask, length = ids[:, left:width], mask[:, left:width], length - right
     share = share_prompts and can_share(bare)
-    inputs, place = one_row(bare, ids, mask, length) if share else padded_rows(ids, mask)
+    if share:  # for good: gradient checkpointing calls the attention again in the backward pass
+        bare.set_attn_implementation("grouped")
+    inputs, place = one_row(ids, mask, length) if share else padded_rows(ids, mask)
     response, head, seen = mask[:, -length:].bool(), bare.get_output_embeddings(), {}
     plain_forward = head.forward
+    deaf = (f"attention: {type(bare).__name__} has an attention of its own, which cannot tell rollouts in one row apart; "
+            'name another than "sdpa", such as "eager"')
 
     def forward(states: Tensor) -> Tensor:  # (rows, L, d) -> (tokens, 2)
         states = states.flatten(0, 1)
@@ -244,11 +248,14 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     head.forward = forward
     try:
         scores = model(**inputs, use_cache=False).logits
+    except (RuntimeError, TypeError, IndexError) as error:  # code of its own tried the layout's mask on one row
+        if share and not inputs["layout"].heard:
+            raise ValueError(deaf) from error
+        raise
     finally:
         del head.forward
     if share and not inputs["layout"].heard:
-        raise ValueError(f"model: {type(bare).__name__} does not tell its attention which rollout a token is of; choose "
-                         'another attention than "sdpa"')
+        raise ValueError(deaf)
     if not torch.equal(scores, seen["scores"]):
         raise ValueError(f"model: {type(bare).__name__} changes its logits after the output head (soft-capping or "
                          "scaling), which its log-probabilities would miss; choose a model that does not")
@@ -336,17 +343,17 @@ class Layout:
 
     prompts: Tensor  # (b, P) place of every prompt token
     rollouts: Tensor  # (N, P+T) place of every rollout's tokens, those of its prompt and its own
-    sees: Tensor  # (b, 1, P, P) which prompt tokens a prompt token attends to
+    prompt_mask: Tensor  # (b, 1, P, P) which prompt tokens a prompt token attends to
     order: Tensor  # (S,) place of every token of the row among the b*P + N*T
     heard: bool = False  # whether any attention layer has used it
 
 
-def one_row(model, ids: Tensor, mask: Tensor, length: int) -> tuple[dict, Tensor]:
+def one_row(ids: Tensor, mask: Tensor, length: int) -> tuple[dict, Tensor]:
     """The model's inputs, one row of S tokens without any padding: b different prompts once each, then all responses;
     and each token's place in it (N, P+T).
 
-    All that a model does token by token (matrix products, norms) does not care who stands beside whom. Attention does:
-    the model's is set to `group_attention`, for good, since gradient checkpointing calls it again in the backward pass.
+    All that a model does token by token (matrix products, norms) does not care who stands beside whom. Attention does,
+    and must be `group_attention`.
     """
     prompts, groups = same_prompts(ids, mask, length)  # (b, P), (N,)
     asked, answered = prompts >= 0, mask[:, -length:].bool()  # (b, P), (N, T)
@@ -355,16 +362,15 @@ def one_row(model, ids: Tensor, mask: Tensor, length: int) -> tuple[dict, Tensor
     of_prompts, of_responses = place[: asked.numel()].view_as(asked), place[asked.numel() :].view_as(answered)
     rollouts = torch.cat([of_prompts[groups], of_responses], dim=1)  # (N, P+T)
 
-    def sees(keys: Tensor, queries: int) -> Tensor:  # (n, L) -> (n, 1, queries, L): what came before, and itself
+    def causal(keys: Tensor, queries: int) -> Tensor:  # (n, L) -> (n, 1, queries, L): what came before, and itself
         column = torch.arange(keys.shape[1], device=keys.device)
         row = column[-queries:, None]
         return ((column < row) & keys[:, None] | (column == row))[:, None]
 
     tokens = torch.cat([prompts.flatten(), ids[:, -length:].flatten()])[real]
     position = torch.cat([positions(asked).flatten(), positions(mask)[:, -length:].flatten()])[real]
-    layout = Layout(of_prompts, rollouts, sees(asked, asked.shape[1]), real.nonzero().squeeze(1))
-    model.set_attn_implementation("grouped")
-    return {"input_ids": tokens[None], "position_ids": position[None], "attention_mask": sees(mask.bool(), length),
+    layout = Layout(of_prompts, rollouts, causal(asked, asked.shape[1]), real.nonzero().squeeze(1))
+    return {"input_ids": tokens[None], "position_ids": position[None], "attention_mask": causal(mask.bool(), length),
             "layout": layout}, rollouts
 
 
@@ -376,7 +382,8 @@ def group_attention(module, query: Tensor, key: Tensor, value: Tensor, attention
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if layout is None:
         return sdpa(module, query, key, value, attention_mask, **settings)
-    layout.heard, length = True, attention_mask.shape[2]
+    length = attention_mask.shape[2]
+    layout.heard = True
 
     def take(x: Tensor, place: Tensor) -> Tensor:  # (1, heads, S, width), (n, L) -> (n, heads, L, width)
         return x[0].transpose(0, 1).index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
@@ -384,7 +391,7 @@ def group_attention(module, query: Tensor, key: Tensor, value: Tensor, attention
     asked = [take(x, layout.prompts) for x in (query, key, value)]
     answered = take(query, layout.rollouts[:, -length:]), take(key, layout.rollouts), take(value, layout.rollouts)
     outputs = [sdpa(module, *states, mask, **settings)[0].flatten(0, 1)
-               for states, mask in ((asked, layout.sees), (answered, attention_mask))]
+               for states, mask in ((asked, layout.prompt_mask), (answered, attention_mask))]
     return torch.cat(outputs).index_select(0, layout.order)[None], None
 
 
@@ -494,8 +501,8 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     old, history = torch.zeros_like(mask), []
     for update in range(updates_per_batch):
         sums = {}
-        for rows in batches:
-            last = rows is batches[-1]  # processes exchange gradients once, in the last backward pass
+        for number, rows in enumerate(batches, 1):
+            last = number == len(batches)  # processes exchange gradients once, in the last backward pass
             with nullcontext() if last else accelerator.no_sync(model):
                 scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature,
                                            share_prompts=share_prompts)

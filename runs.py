@@ -32,7 +32,7 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-# ----------------------------------------------------------------------------------------------------------- the policy
+# -------------------------------------------------------------------------------------------------- the policy, the data
 
 
 def load_policy(config, dtype) -> tuple:
@@ -66,6 +66,40 @@ def render(tokenizer, task) -> str:
         return (tokenizer.bos_token or "") + make_prompt(task) + "\n"
     message = [{"role": "user", "content": make_prompt(task)}]
     return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+
+def load_data(run, training: bool = True) -> tuple[list, list]:
+    """Training tasks (none where there is no training) and test tasks. A prompt beyond the limit is left out and counted; a
+    missing label is refused where one is needed."""
+    from accelerate.utils import broadcast_object_list
+
+    from data import load_splits
+
+    config, ranks = run.config, run.accelerator.num_processes
+    limits, splits = (config.train_tasks, config.test_tasks, config.seed), None
+    if run.accelerator.is_main_process:  # a download, and programs whose time is limited: all must see the same
+        if training:
+            splits = load_splits(config.tasks, config.ood, *limits)
+        else:
+            (_, test, dropped), (_, more, others) = (load_splits("", sets, *limits) for sets in (config.tasks, config.ood))
+            splits = test, test + more, dropped | others
+    tasks, test, run.dropped = broadcast_object_list([splits])[0]
+    run.inside = frozenset(task.dataset for task in tasks)
+    kept = []
+    for part, candidates in (("train", tasks if training else []), ("test", test)):
+        kept.append(some := [])
+        for task in candidates:
+            if len(run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids) <= config.max_prompt_length:
+                some.append(task)
+            else:
+                reasons, why = run.dropped.setdefault(task.dataset, {}), f"{part}: prompt longer than max_prompt_length"
+                reasons[why] = reasons.get(why, 0) + 1
+        check(len(some) >= ranks or part == "train" and not training,
+              f"{part}_tasks: {len(some)} are too few for every process (left out: {run.dropped or 'none'})")
+        unlabelled = [task.id for task in some if not task.labelled]
+        check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(some)),
+              f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, the first is {unlabelled[:1]}")
+    return tuple(kept)
 
 
 # ---------------------------------------------------------------------------------------------------- several processes
@@ -243,7 +277,8 @@ class Audit(Tally):
         self.truth = {task.id: task for task in tasks}
 
     def add(self, run, experience) -> None:
-        """Judge the unlabelled groups of all processes as training judged them, and verify them with their true labels."""
+        """Predict the unlabelled groups of all processes again, those too that `--abstain` left out, and verify them with
+        their true labels. A soft reward counts as right where it is on the right side of the threshold."""
         import torch
 
         from data import verify_batch
@@ -510,14 +545,15 @@ def comparison(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def curves(root: Path) -> dict[str, dict[str, list[tuple[list, list]]]]:
-    """What the figures of a folder of compare show: for each figure and line the steps and values of every seed's run.
+def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[list, list]]]]:
+    """What the figures of a folder of compare show: for each figure and line the steps and values of every seed's run with this label ratio.
     "accuracy" is greedy test accuracy, "predictions" the share of predicted rewards that are right, in means of ten steps."""
     runs: dict[str, list[Path]] = {}
     for path in sorted(root.glob("*-*-*/results.json")):
         name, ratio = path.parent.name.split("-")[:2]
-        runs.setdefault(name if ratio in (str(LABEL_RATIO), "1.0") else f"{name} {ratio}", []).append(path)
-    check("memreward" in runs, f"plot: {root} holds no finished runs of compare; python train.py compare makes them")
+        if float(ratio) in (label_ratio, 1.0):  # that of oracle
+            runs.setdefault(name, []).append(path)
+    check("memreward" in runs, f"plot: {root} holds no finished runs of compare with label_ratio {label_ratio}")
 
     def accuracy(path: Path) -> tuple[list, list]:
         rows = json.loads(path.read_text())["evaluations"]
@@ -534,7 +570,7 @@ def curves(root: Path) -> dict[str, dict[str, list[tuple[list, list]]]]:
             "predictions": {title: [predictions(path) for path in runs[name]] for name, title in frozen.items() if name in runs}}
 
 
-def draw(root: Path) -> list[Path]:
+def draw(root: Path, label_ratio: float) -> list[Path]:
     """`curves` as accuracy.png and predictions.png in that folder: means over seeds, the bands are standard errors."""
     import numpy as np
 
@@ -542,7 +578,7 @@ def draw(root: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     titles, written = {"accuracy": "greedy test accuracy", "predictions": "predicted rewards that are right"}, []
-    for figure_name, lines in curves(root).items():
+    for figure_name, lines in curves(root, label_ratio).items():
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
         for name, seeds in lines.items():

@@ -31,7 +31,7 @@ from statistics import mean
 from typing import Literal
 
 from runs import (LABEL_RATIO, MODES, VARIANTS, Audit, Drift, Log, Stopwatch, accuracies, check, comparison, draw, finish,
-                  fit_memory, gather, load_checkpoint, load_policy, open_folder, profile, refresh, render, report,
+                  fit_memory, gather, load_checkpoint, load_data, load_policy, open_folder, profile, refresh, render, report,
                   save_checkpoint, share, write_json)  # fmt: skip
 
 EVALUATION_BATCH = 128  # tasks sampled at a time
@@ -49,6 +49,11 @@ PRESETS = {
         tasks="gsm8k,arc_c,mbpp_plus", train_tasks=20, test_tasks=8, label_ratio=0.4, steps=20, batch_size=4, group_size=4,
         max_prompt_length=256, max_response_length=96, learning_rate=1e-5, micro_batch_size=8, eval_every=20,
         eval_samples=0)}  # fmt: skip
+
+
+READ_BY = {"seeds": ("compare", "probe"), "variants": ("compare",), "rollouts": ("probe",), "resume": ("train", "explain")}
+MEMORY = ("encoder neighbors threshold reward abstain audit_fraction refit_every groups_per_query features gnn gnn_networks gnn_hidden "
+          "gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs gnn_patience").split()  # fmt: skip
 
 
 def setting(default, text: str):
@@ -231,7 +236,7 @@ def start(config: Config, training: bool = True) -> Run:
     if not training:
         return Run(config, accelerator, tokenizer, policy.to(accelerator.device))
     if config.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.activation_checkpointing_enable({"use_reentrant": False})
     frozen = lambda: load_policy(config, half)[0].to(accelerator.device).eval().requires_grad_(False)  # noqa: E731
     run = Run(config, accelerator, tokenizer, policy, reference=frozen(), sampler=frozen() if bf16 or sharded else None)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
@@ -242,38 +247,6 @@ def start(config: Config, training: bool = True) -> Run:
         run.memory = ExperienceMemory(config)
         run.encode = make_encoder(config.encoder, tokenizer, accelerator.device)
     return run
-
-
-def load_data(run: Run, training: bool = True) -> tuple[list, list]:
-    """Training tasks (none where there is no training) and test tasks. A prompt beyond the limit is left out and counted; a
-    missing label is refused where one is needed."""
-    from accelerate.utils import broadcast_object_list
-
-    from data import load_splits
-
-    config, ranks = run.config, run.accelerator.num_processes
-    limits, splits = (config.train_tasks, config.test_tasks, config.seed), None
-    if run.accelerator.is_main_process:  # a download, and programs whose time is limited: all must see the same
-        if training:
-            splits = load_splits(config.tasks, config.ood, *limits)
-        else:
-            (_, test, dropped), (_, more, others) = (load_splits("", sets, *limits) for sets in (config.tasks, config.ood))
-            splits = test, test + more, dropped | others
-    tasks, test, run.dropped = broadcast_object_list([splits])[0]
-    run.inside = frozenset(task.dataset for task in tasks)
-    splits = tasks if training else [], test
-    for part, tasks in zip(("train", "test"), splits):
-        for task in list(tasks):
-            if len(run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids) > config.max_prompt_length:
-                tasks.remove(task)
-                reasons, why = run.dropped.setdefault(task.dataset, {}), f"{part}: prompt longer than max_prompt_length"
-                reasons[why] = reasons.get(why, 0) + 1
-        check(len(tasks) >= ranks or part == "train" and not training,
-              f"{part}_tasks: {len(tasks)} are too few for every process (left out: {run.dropped or 'none'})")
-        unlabelled = [task.id for task in tasks if not task.labelled]
-        check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(tasks)),
-              f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, the first is {unlabelled[:1]}")
-    return splits
 
 
 def batch(tasks: list, step: int, config: Config) -> list[tuple]:
@@ -288,8 +261,8 @@ def batch(tasks: list, step: int, config: Config) -> list[tuple]:
     return chosen
 
 
-def roll_out(run: Run, tasks: list, keys: list[str], step: int, lap: Stopwatch) -> Experience:
-    """Sample G rollouts of each task; score them under the reference, embed and describe them where a memory needs it."""
+def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch) -> Experience:
+    """Sample G rollouts of each task, with noise by the names of the `visits`; score them under the reference, embed and describe them where a memory needs it."""
     import torch
 
     from data import answer_key
@@ -298,7 +271,7 @@ def roll_out(run: Run, tasks: list, keys: list[str], step: int, lap: Stopwatch) 
     from memreward import answer_features
 
     config, size = run.config, run.config.group_size
-    noise = uniform_noise(config.seed, step, keys, size, config.max_response_length)
+    noise = uniform_noise(config.seed, step, visits, size, config.max_response_length)
     prompts = [render(run.tokenizer, task) for task in tasks]
     rollouts = sample(run.policy, run.tokenizer, prompts, size, config.max_response_length, config.temperature, noise,
                       config.sample_batch_size)
@@ -490,12 +463,13 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
 
 def compare(config: Config) -> None:
     """Run every mode (and variant) with every seed, go on where it stopped, and print the paper's table."""
-    check(config.mode == "memreward" and config.seed == 0 and not config.resume, "compare runs every mode with seeds 0 to "
-          "seeds - 1 and goes on by itself: leave out --mode, --seed and --resume")  # fmt: skip
+    check(config.mode == "memreward" and config.seed == 0, "compare runs every mode with seeds 0 to seeds - 1: leave out --mode "
+          "and --seed")  # fmt: skip
     check(os.environ.get("WORLD_SIZE", "1") == "1", "compare: its runs are small, start it without accelerate launch")
     names = list(VARIANTS) if config.variants == "all" else [name.strip() for name in config.variants.split(",") if name]
     check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
     rows = {mode: {"mode": mode} for mode in MODES} | {name: VARIANTS[name] for name in names}
+    rows = {name: changes for name, changes in rows.items() if changes.get("label_ratio") != config.label_ratio}
     root, finished = Path(config.output_dir or "runs/compare"), []
     for seed in range(config.seeds):
         for name, changes in rows.items():
@@ -504,7 +478,7 @@ def compare(config: Config) -> None:
             done = Path(one.output_dir) / "results.json"
             if (begun := done.with_name("config.json")).exists():
                 old = json.loads(begun.read_text())
-                free = ("output_dir", "resume", "tracker", "traceback", "keep")
+                free = ("output_dir", "resume", "tracker", "traceback", "keep", *(MEMORY if one.mode != "memreward" else ()))
                 other = [f.name for f in dataclasses.fields(Config)  # a setting that came later was at its default
                          if f.name not in free and old.get(f.name, f.default) != getattr(one, f.name)]
                 check(not other, f"output_dir: {one.output_dir} was run with another {', '.join(other)}; name another folder")
@@ -527,13 +501,17 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     check(command in COMMANDS, f"command: {command!r} is not one of {', '.join(COMMANDS)}")
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     check(not unknown, f"{' '.join(unknown)}: no such setting; python train.py --help lists them")
-    if config.preset != "none":
-        parser.set_defaults(**PRESETS[config.preset])
+    if others := PRESETS[config.preset] | of_run(command, config):  # other defaults, so that flags still win
+        parser.set_defaults(**others)
         (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    given = [argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
+    for name, commands in READ_BY.items():
+        check(name not in given or command in commands, f"{name}: only {' and '.join(commands)} can use it, not {command}")
+    idle = [name for name in given if name in MEMORY and command == "train" and config.mode != "memreward"]
+    check(not idle, f"{', '.join(idle)}: of the memory, and mode {config.mode} has none")
     if config.resume:
         path = Path(config.resume) / "config.json"
         check(path.is_file(), f"resume: {config.resume} is no run folder, it has no config.json")
-        given = [name for name, value in vars(config).items() if value != getattr(Config(), name)]
         other = [name for name in given if name not in ("resume", "traceback")]
         check(not other, f"resume: leave out {', '.join(other)}, the settings of the run are in {path}")
         saved = json.loads(path.read_text())
@@ -543,10 +521,18 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     return command, config
 
 
+def of_run(command: str, config: Config) -> dict:
+    """The settings of the run folder that `evaluate --model` or `probe --rollouts` names: its tasks, lengths, memory."""
+    folder = Path({"evaluate": config.model, "probe": config.rollouts}.get(command) or "")
+    if not (folder / "tasks.json").is_file():
+        return {}
+    saved = json.loads((folder / "config.json").read_text())
+    shared = "encoder tasks ood train_tasks test_tasks seed group_size temperature max_prompt_length max_response_length eval_samples"
+    return {name: saved[name] for name in (*shared.split(), *MEMORY)}
+
+
 def run_train(config: Config) -> None:
     """`python train.py`: one run and its table."""
-    check(config.seeds == 1, "seeds: only compare runs several; train takes one --seed")
-    check(not config.rollouts, "rollouts: only probe reads them")
     results = train(config)
     if os.environ.get("RANK", "0") == "0":
         print("\n" + report(results))
@@ -565,7 +551,6 @@ def evaluate_model(config: Config) -> dict:
 
 def run_evaluate(config: Config) -> None:
     """`python train.py evaluate --model CHECKPOINT`: a table of test accuracy."""
-    check(not config.resume, "resume: evaluate takes a run folder as --model")
     scores = evaluate_model(config)
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(accuracies({"": scores})))
@@ -616,10 +601,8 @@ def run_probe(config: Config) -> None:
     from memreward import probe, probe_line
 
     path, texts = Path(config.rollouts or ""), []
-    if config.rollouts and (path / "config.json").is_file():
-        saved = json.loads((path / "config.json").read_text())
-        config = dataclasses.replace(config, rollouts=None, model=str(path),
-                                     **{name: saved[name] for name in ("encoder", "features", "tasks")})
+    if (path / "tasks.json").is_file() and config.rollouts:
+        config = dataclasses.replace(config, rollouts=None, model=str(path))  # see of_run
     check(not config.rollouts or path.is_file(), f"rollouts: {config.rollouts} is neither a run folder nor a .jsonl file")
     if config.rollouts:
         tasks, texts, rewards = read_rollouts(path)
@@ -675,8 +658,7 @@ def run_explain(config: Config) -> None:
 
 def run_plot(config: Config) -> None:
     """`python train.py plot FOLDER`: figures of the runs that compare made there."""
-    for path in draw(Path(config.output_dir or "runs/compare")):
-        print(path)
+    print(*draw(Path(config.output_dir or "runs/compare"), config.label_ratio), sep="\n")
 
 
 COMMANDS = {"train": run_train, "compare": compare, "evaluate": run_evaluate, "probe": run_probe, "explain": run_explain,

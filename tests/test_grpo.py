@@ -183,11 +183,10 @@ def test_greedy_equals_generate(kind):
                                atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
 def test_sampling_with_checkpointing_restores_the_mode_and_allows_training():
     model = make_model()
     expected = draw(model)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.config.use_cache = False
     model.train()
     rollouts = draw(model)
@@ -294,7 +293,6 @@ def test_packed_rows_in_chunks_equal_the_full_logits_of_single_rows(monkeypatch,
             torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
 def test_checkpointing_and_autocast_change_nothing_but_rounding():
     model, length = make_model(), 12
     rollouts = draw(model)
@@ -306,7 +304,7 @@ def test_checkpointing_and_autocast_change_nothing_but_rounding():
     assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.3
     assert torch.cosine_similarity(*(torch.cat([g.flatten() for g in grads])
                                      for grads in (gradients(model, rough), expected)), dim=0) > 0.99
-    model.train().gradient_checkpointing_enable()
+    model.train().activation_checkpointing_enable()
     for mine, theirs in zip(gradients(model, grpo.token_logprobs(model, *given)), expected):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 

@@ -56,17 +56,17 @@ class Untouchable:
 
 @pytest.mark.parametrize("mode", ["memreward", "majority", "r1p"])
 def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
-    load, config = data.load_tasks, quick(mode=mode, steps=3)
+    load, config = data.load_splits, quick(mode=mode, steps=3)
 
-    def load_tasks(name, split, limit, seed):
-        tasks = load(name, split, limit, seed)
-        if split == "test":
-            return tasks
+    def load_splits(*arguments):
+        tasks, test, dropped = load(*arguments)
         visible = data.hide_labels(tasks, config.label_ratio, config.seed)
-        return [task if seen.labelled else dataclasses.replace(task, answer=Untouchable(), tests=Untouchable())
-                for task, seen in zip(tasks, visible)]  # fmt: skip
+        tasks = [task if seen.labelled else dataclasses.replace(task, answer=Untouchable(), tests=Untouchable())
+                 for task, seen in zip(tasks, visible)]  # fmt: skip
+        assert sum(isinstance(task.answer, Untouchable) for task in tasks) == 32
+        return tasks, test, dropped
 
-    monkeypatch.setattr(data, "load_tasks", load_tasks)
+    monkeypatch.setattr(data, "load_splits", load_splits)
     monkeypatch.setattr(train.Audit, "add", lambda *_: None)  # it alone may touch them
     assert train.train(config)["labels_used"] == 8
 
@@ -132,7 +132,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
             rows = [{"step": step, "audit/accuracy": step} for step in range(1, 31)] + [{"step": 100, "test/greedy/all": 0.6}]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "oracle-1.0-0").mkdir()  # has not finished
-    curves = runs.curves(tmp_path)
+    curves = runs.curves(tmp_path, 0.2)
     assert curves["accuracy"] == dict.fromkeys(("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)])
     assert list(curves["predictions"].values()) == 2 * [2 * [([10, 20, 30], [5.5, 15.5, 25.5])]]
     with monkeypatch.context() as without, pytest.raises(SystemExit, match="matplotlib is not installed; pip install matplotlib"):
@@ -142,7 +142,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
     train.main(["plot", str(tmp_path)])
     assert capsys.readouterr().out.split() == [str(tmp_path / "accuracy.png"), str(tmp_path / "predictions.png")]
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("accuracy.png", "predictions.png"))
-    with pytest.raises(SystemExit, match="holds no finished runs of compare"):
+    with pytest.raises(SystemExit, match="holds no finished runs of compare with label_ratio 0.2"):
         train.main(["plot", str(tmp_path / "oracle-1.0-0")])
 
 
@@ -151,7 +151,8 @@ BAD = [
     (["--steps", "0"], "steps"), (["--tasks", "wrold"], "tasks"), (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--model", "no/such/model"], "model"), (["--encoder", "no/such/encoder"], "encoder"), (["--max_prompt_length", "5"], "max_prompt_length"),
     (["--output_dir", "/proc/nowhere"], "output_dir"), (["--resume", "nowhere"], "resume"), (["--colour", "red"], "--colour"),
-    (["paint"], "paint"), (["--seeds", "3"], "seeds"),
+    (["paint"], "paint"), (["--seeds", "3"], "seeds"), (["--variants", "soft"], "variants"), (["evaluate", "--rollouts", "x"], "rollouts"),
+    (["--mode", "r1p", "--neighbors", "7"], "neighbors"), (["--mode", "majority", "--reward=soft"], "reward"), (["compare", "--resume", "x"], "resume"),
     (["compare", "--mode", "oracle"], "--mode"), (["compare", "--seed", "3"], "--seed"), (["--gnn_hidden", "1"], "gnn_hidden"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
 ]  # fmt: skip
 
@@ -295,7 +296,7 @@ def test_probe(quick, tmp_path, monkeypatch, capsys, source):
     import memreward
 
     rows = memreward.probe_rows
-    wanted = ("majority vote", "only parsed", "GCN, labels as inputs (default)")
+    wanted = ("majority vote", "only parsed", "mixed networks (default)")
     monkeypatch.setattr(memreward, "probe_rows", lambda *a: {name: row for name, row in rows(*a).items() if name in wanted})
     arguments = ["probe", "--output_dir", str(tmp_path / "out"), "--gnn_epochs", "2", "--gnn_networks", "1", "--train_tasks", "30"]
     if source == "run":
@@ -308,7 +309,7 @@ def test_probe(quick, tmp_path, monkeypatch, capsys, source):
         arguments += ["--rollouts", str(tmp_path / "rollouts.jsonl")]
     train.main(arguments)
     found = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [row["name"] for row in found] == list(wanted)[:1] + ["GCN, labels as inputs (default)", "only parsed"]
+    assert [row["name"] for row in found] == list(wanted)[:1] + ["mixed networks (default)", "only parsed"]
     assert [row["default"] for row in found] == [False, True, False]
     assert all({"auc", "accuracy", "precision", "recall", "f1", "fp_rate", "ece", "fit_seconds"} <= row.keys() for row in found)
     out = capsys.readouterr().out
