@@ -321,6 +321,31 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused(kind, setting
     assert "forward" not in model.get_output_embeddings().__dict__
 
 
+def test_a_model_whose_attention_is_not_ours_is_refused(monkeypatch):
+    model = make_model()
+    rollouts = draw(model)
+    monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
+    with pytest.raises(ValueError, match="attention: Qwen2ForCausalLM has an attention of its own"):
+        grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12)
+
+
+def test_a_long_limit_costs_short_responses_nothing():
+    """Attention never sees columns that are padding in all rows."""
+    model, seen = make_model(), []
+    rollouts = draw(model, prompts=["w4 w5 w6", "w7"], length=12)
+    wide = torch.nn.functional.pad(rollouts.ids, (5, 9)), torch.nn.functional.pad(rollouts.attention_mask, (5, 9))
+    inner = grpo.ALL_ATTENTION_FUNCTIONS["grouped"]
+    grpo.ALL_ATTENTION_FUNCTIONS["grouped"] = lambda *args, **kwargs: (seen.append(args[4].shape[-2:]), inner(*args, **kwargs))[1]
+    scores = grpo.forward_responses(model, *wide, 12 + 9, hidden=True)
+    grpo.ALL_ATTENTION_FUNCTIONS["grouped"] = inner
+    longest = int(rollouts.mask.sum(1).max())
+    assert set(seen) == {(longest, 3 + longest)}
+    expected = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, 12, hidden=True)
+    torch.testing.assert_close(scores.logprobs[:, :12], expected.logprobs)
+    torch.testing.assert_close(scores.hidden[:, 5:-9], expected.hidden)
+    assert scores.logprobs.shape == (8, 21) and scores.hidden.shape[1] == wide[0].shape[1] and not scores.hidden[:, :5].any()
+
+
 def test_no_tensor_grows_with_tokens_times_words(monkeypatch):
     """Neither forward nor backward, with 3,000 words and chunks of at most ten tokens."""
     monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", 30_000)
@@ -605,6 +630,7 @@ def one_of_two_processes(rank, port, folder):
     assert accelerator.num_processes == 2
     results = [learn(model, part, advantages[mine], ref[mine], accelerator=accelerator, micro_batch_size=4,
                      updates_per_batch=2, loss_norm=norm) for norm in ("sequence", "token")]
+    results.append(learn(model, part, one_sided(advantages, rollouts)[mine], None, accelerator=accelerator, micro_batch_size=1))
     results = [(after.state_dict(), metrics) for after, metrics in results]
     for module in (*model.model.layers, model):  # once more, with weights that are cut in two, and small chunks
         fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
@@ -617,6 +643,12 @@ def one_of_two_processes(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
+def one_sided(advantages, rollouts):
+    """Advantages of which the first process has nine and the second one: it stands in for eight passes."""
+    order = rollouts.mask.sum(1).argsort()
+    return advantages.clone().index_fill(0, order[torch.tensor([0, *range(11, 20)])], 0.0)
+
+
 @pytest.mark.slow  # a whole run on two processes is in test_processes.py
 def test_two_processes_take_the_step_of_one(tmp_path):
     model, rollouts, advantages, ref = make_batch()
@@ -624,8 +656,9 @@ def test_two_processes_take_the_step_of_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two_processes, (port, str(tmp_path)), nprocs=2)
-    for i, norm in enumerate(("sequence", "token", "sequence")):
-        after, metrics = learn(model, rollouts, advantages, ref, updates_per_batch=2, loss_norm=norm)
+    twice = [learn(model, rollouts, advantages, ref, updates_per_batch=2, loss_norm=norm) for norm in ("sequence", "token")]
+    once = learn(model, rollouts, one_sided(advantages, rollouts), None)
+    for i, (after, metrics) in enumerate((*twice, once, twice[0])):
         for rank in (0, 1):
             weights, theirs = torch.load(tmp_path / f"{rank}.pt")[i]
             for name, value in after.state_dict().items():

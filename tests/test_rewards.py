@@ -118,7 +118,7 @@ class Oracle:
         return torch.tensor([0.6, 0.4]).expand(len(groups[0]), 2)
 
 
-@pytest.mark.parametrize("memory, threshold, unlabelled", [(Oracle(), 0.5, [1, 0]), (Oracle(), 0.3, [1, 1]), (Oracle(), 0.6, [0, 0]), (None, 0.5, [1, 0])])
+@pytest.mark.parametrize("memory, threshold, unlabelled", [(Oracle(), 0.5, [1, 0]), (Oracle(), 0.3, [1, 1]), (Oracle(), 0.61, [0, 0]), (Oracle(), torch.tensor(0.6).item(), [0, 0]), (None, 0.5, [1, 0])])
 def test_labelled_groups_are_verified_and_the_others_predicted(memory, threshold, unlabelled):
     keys = [[answer_key(task, TEXTS[2 * b + g]) for g in range(2)] for b, task in enumerate(TASKS)]
     groups = memory and Groups(*hash_encoder(TASKS, ROLLOUTS), torch.zeros(3, 2, 1))

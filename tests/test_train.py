@@ -260,6 +260,27 @@ def test_bf16_samples_from_a_copy_with_the_newest_weights(quick):
     assert again["greedy"] == results["after"]["greedy"]
 
 
+@pytest.mark.parametrize("right, warned", [(84, False), (78, True)])
+def test_drift_warns_below_two_standard_errors(capsys, right, warned):
+    """Of 100 predictions 90 were right at the start; two standard errors are 7.3 points at 0.84 and 8.3 at 0.78."""
+    drift = train.Drift([], Config())
+    drift.level = 0.9
+    drift.extend([(1.0, 0.0)] * 50)  # of earlier steps
+    drift.extend([(1.0, 1.0)] * right + [(1.0, 0.0)] * (100 - right))
+    drift.warn(SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True)), 7, first=50)
+    assert ("step 7: the memory drifts" in capsys.readouterr().out) == warned
+
+
+def test_evaluate_and_probe_take_the_settings_of_a_run(quick):
+    train.train(quick(mode="r1p", max_response_length=9, test_tasks=6))
+    folder = quick().output_dir
+    command, config = train.parse(["evaluate", "--model", folder, "--test_tasks", "5"])
+    assert (command, config.max_response_length, config.test_tasks, config.model) == ("evaluate", 9, 5, folder)
+    _, config = train.parse(["probe", "--rollouts", folder, "--neighbors", "7"])
+    assert (config.max_response_length, config.group_size, config.gnn_epochs, config.neighbors) == (9, 4, 5, 7)
+    assert train.parse(["evaluate", "--model", "builtin"])[1].max_response_length == 48
+
+
 def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys):
     """A memory that turns everything round after the warm-up is noticed; the slice is never fitted on, and always verified."""
     import memreward
