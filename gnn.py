@@ -265,15 +265,15 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
         logits = model.judge([h[part] for h in own], similar, features[part])
         return logits, F.binary_cross_entropy_with_logits(logits, rewards[part])
 
-    listen = lambda x: [receive_messages(h, *edge) for h, edge in zip(x, weighed)]  # noqa: E731
+    listen = lambda x, weighed: [receive_messages(h, *edge) for h, edge in zip(x, weighed)]  # noqa: E731
     history, best, weights, weighed = [], {"epoch": 0, "val_loss": math.inf}, None, None
     with seeded(seed, ids.device):
         for epoch in range(epochs if held_out.any() else min(epochs, patience)):
             if weighed is None or model.kind == "gat":  # attention alone changes with training
                 weighed = weigh()
-                heard_first = listen(inputs)
+                heard_first = listen(inputs, weighed)
             own = model.structure(0, sums)  # serves senders, training and validation: all before the step
-            heard = [heard_first] + [listen(x) for x in model.sender_states(inputs, own, rewards)[1:]]
+            heard = [heard_first] + [listen(x, weighed) for x in model.sender_states(inputs, own, rewards)[1:]]
             _, loss = judge(~held_out, own, heard)
             history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan,
                             "best": False})

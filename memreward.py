@@ -549,20 +549,20 @@ def hide_and_predict(bench: Bench, config, seed: int) -> tuple[Tensor, Tensor, d
     known = torch.tensor([task.labelled for task in hide_labels(bench.tasks, config.label_ratio, seed)])
     labelled, asked = (bench.groups(config).rows(part) for part in (known, ~known))
     rewards, truth, began = bench.rewards[known], bench.rewards[~known], time.perf_counter()
-    fitted = began
+    ready = began
     if config.predictor == "memory":
         memory = ExperienceMemory(config)
         memory.remember([task.id for task, kept in zip(bench.tasks, known) if kept], *labelled, rewards)
         memory.fit(seed)
-        fitted = time.perf_counter()
+        ready = time.perf_counter()
         scores = memory.predict(*asked)
     elif config.predictor == "vote":
         edges = similarity_edges(asked, labelled, config.neighbors)[1:]  # of thinkings and of answers
         scores = sum(receive_messages(rewards[..., None], of, edge_weights(cos))[..., 0] for of, cos in edges) / 2
     else:  # the name of a feature that is a prediction by itself
         scores = bench.features[~known][..., bench.names.index(config.predictor)]
-    microseconds = 1e6 * (time.perf_counter() - fitted) / scores.numel()
-    facts = {"labels": int(known.sum()), "fit_seconds": fitted - began, "microseconds": microseconds}
+    microseconds = 1e6 * (time.perf_counter() - ready) / scores.numel()
+    facts = {"labels": int(known.sum()), "fit_seconds": ready - began, "microseconds": microseconds}
     return scores.flatten(), truth.flatten(), facts
 
 

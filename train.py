@@ -11,7 +11,7 @@
     python train.py --preset qwen2.5-1.5b             # the paper's models and benchmarks, one GPU
     accelerate launch --num_processes 8 train.py --preset qwen2.5-3b      # one node of 8 GPUs; README has FSDP, two nodes
 
-A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (one line a step),
+A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (a line for each step and evaluation),
 checkpoints/STEP (each a model folder, too), results.json and policy/ (the trained model).
 """
 
