@@ -547,27 +547,18 @@ def comparison(runs: list[dict]) -> str:
 
 def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[list, list]]]]:
     """What the figures of a folder of compare show: for each figure and line the steps and values of every seed's run with this label ratio.
-    "accuracy" is greedy test accuracy, "predictions" the share of predicted rewards that are right, in means of ten steps."""
-    runs: dict[str, list[Path]] = {}
+    "accuracy" is greedy test accuracy, "predictions" the share of predicted rewards that were right since the evaluation before."""
+    runs: dict[str, list[list]] = {}  # evaluations of every seed
     for path in sorted(root.glob("*-*-*/results.json")):
         name, ratio = path.parent.name.split("-")[:2]
         if float(ratio) in (label_ratio, 1.0):  # that of oracle
-            runs.setdefault(name, []).append(path)
+            runs.setdefault(name, []).append(json.loads(path.read_text())["evaluations"])
     check("memreward" in runs, f"plot: {root} holds no finished runs of compare with label_ratio {label_ratio}")
-
-    def accuracy(path: Path) -> tuple[list, list]:
-        rows = json.loads(path.read_text())["evaluations"]
-        return [row["step"] for row in rows], [row["greedy"]["all"] for row in rows]
-
-    def predictions(path: Path) -> tuple[list, list]:
-        rows = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if "audit/accuracy" in row]
-        windows = [rows[i : i + 10] for i in range(0, len(rows) - 9, 10)]
-        return [w[-1]["step"] for w in windows], [mean(row["audit/accuracy"] for row in w) for w in windows]
-
+    curve = lambda rows, kind, name: ([row["step"] for row in rows], [row[kind][name] for row in rows])  # noqa: E731
     frozen = {"memreward": "frozen after the warm-up", "refit": "refitted every 50 steps"}
-    return {"accuracy": {name: [accuracy(path) for path in runs[name]] for name in MODES if name in runs},
-            "predictions": {title: [predictions(path) for path in runs[name]] for name, title in frozen.items() if name in runs}}
+    return {"accuracy": {name: [curve(rows, "greedy", "all") for rows in runs[name]] for name in MODES if name in runs},
+            "predictions": {title: [curve(rows[1:], "audit", "accuracy") for rows in runs[name]]  # the first is before training
+                            for name, title in frozen.items() if name in runs}}  # fmt: skip
 
 
 def draw(root: Path, label_ratio: float) -> list[Path]:

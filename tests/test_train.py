@@ -127,14 +127,13 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
         for name, ratio in (("memreward", 0.2), ("r1p", 0.2), ("refit", 0.2), ("memreward", 0.1)):
             folder = tmp_path / f"{name}-{ratio}-{seed}"
             folder.mkdir()
-            curve = [{"step": step, "greedy": {"all": 0.5 + step / 1000 + seed}} for step in (0, 50, 100)]
+            curve = [{"step": step, "greedy": {"all": 0.5 + step / 1000 + seed}, "audit": {"accuracy": seed - step} if step else {}}
+                     for step in (0, 50, 100)]
             (folder / "results.json").write_text(json.dumps({"label_ratio": ratio, "evaluations": curve}))
-            rows = [{"step": step, "audit/accuracy": step} for step in range(1, 31)] + [{"step": 100, "test/greedy/all": 0.6}]
-            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "oracle-1.0-0").mkdir()  # has not finished
     curves = runs.curves(tmp_path, 0.2)
     assert curves["accuracy"] == dict.fromkeys(("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)])
-    assert list(curves["predictions"].values()) == 2 * [2 * [([10, 20, 30], [5.5, 15.5, 25.5])]]
+    assert list(curves["predictions"].values()) == 2 * [[([50, 100], [seed - 50, seed - 100]) for seed in (0, 1)]]
     with monkeypatch.context() as without, pytest.raises(SystemExit, match="matplotlib is not installed; pip install matplotlib"):
         without.setattr(train.importlib.util, "find_spec", lambda name: None)
         train.main(["plot", str(tmp_path)])
