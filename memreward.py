@@ -462,11 +462,17 @@ def is_sound(task: Task, response: str, key: str | None) -> bool:
 # ------------------------------------------------------------------------------------------------------------- rewards
 
 
-def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys: Keys) -> Tensor:
-    """Probabilities (B, G) that rollouts are right: the memory's, or without a memory the majority's vote (1 for the
-    group's most common answer, 0 for the others; TTRL, arXiv 2504.16084)."""
+def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys: Keys,
+                    exclude: Sequence[str] | None = None) -> Tensor:
+    """Probabilities (B, G) that rollouts are right: the memory's (`exclude` as in its `predict`), or without a memory the
+    majority's vote (1 for the group's most common answer, 0 for the others; TTRL, arXiv 2504.16084).
+
+    A rollout without an answer (key None) is wrong whatever the label says, so it gets 0. A policy hardly ever begins
+    that way, so few such rollouts are remembered, and one that may, learns to please the networks with them.
+    """
     if memory is not None:
-        return memory.predict(*groups).cpu()
+        answered = torch.tensor([[key is not None for key in group] for group in keys])  # (B, G)
+        return memory.predict(*groups, exclude=exclude).cpu() * answered
     votes = [[key is not None and key == majority_key(group) for key in group] for group in keys]
     return torch.tensor(votes, dtype=torch.float32)
 

@@ -310,10 +310,13 @@ class Drift(Tally):
         """Predict the slice's groups of all processes and compare with their verified rewards (B, G)."""
         import torch
 
+        from memreward import predict_rewards
+
         rows, pairs = [b for b, task in enumerate(experience.tasks) if task.id in self.ids], []
         if rows:
             groups, ids = experience.groups.rows(torch.tensor(rows)), [experience.tasks[b].id for b in rows]
-            pairs = list(zip(run.memory.predict(*groups, exclude=ids).flatten().tolist(), rewards[rows].flatten().tolist()))
+            probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows], ids)  # (rows, G)
+            pairs = list(zip(probabilities.flatten().tolist(), rewards[rows].flatten().tolist()))
         self.extend(gather(run, pairs))
 
     def warn(self, run, step: int, first: int) -> None:

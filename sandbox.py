@@ -107,8 +107,10 @@ def code_key(response: str) -> str | None:
             field = {ast.Name: "id", ast.arg: "arg"}.get(type(node), "lineno")
             if (name := getattr(node, field, None)) in local:
                 setattr(node, field, str(numbers.setdefault(name, len(numbers))))
-    with contextlib.suppress(RecursionError):
+    try:
         return ast.dump(tree)
+    except RecursionError:  # deeper than it can be written down, and perhaps right
+        return extract_code(response)
 
 
 # ---- Code: the tests in one process, the solution in another ---------------------------------------------------------

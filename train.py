@@ -655,6 +655,7 @@ def run_explain(config: Config) -> None:
         print(f"\n{task.id}: {task.question}")
         for g in (order[-1], order[0]):
             known = f" (the hidden label says {verify(truth[task.id], group[g]):.0f})" if truth[task.id].labelled else ""
+            known += " (no answer: training gives 0)" if experience.keys[b][g] is None else ""
             print(*trace_lines([trace[g]], [group[g] + known]), sep="\n")
 
 

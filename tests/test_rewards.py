@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data import Task, answer_key
+from data import Task, answer_key, verify_batch
 from gnn import Groups
 from memreward import ExperienceMemory, acquire_rewards, answer_features, hash_encoder, majority_key, make_encoder, predict_rewards
 
@@ -114,7 +114,7 @@ def test_code_is_sound_where_it_defines_what_was_asked(response, sound, coverage
 class Oracle:
     """A memory that is sure of the first rollout."""
 
-    def predict(self, *groups):
+    def predict(self, *groups, exclude):
         return torch.tensor([0.6, 0.4]).expand(len(groups[0]), 2)
 
 
@@ -131,14 +131,35 @@ def test_the_majority_never_rewards_what_does_not_parse():
     assert predict_rewards(None, None, [[None, None, "1"], [None, None, None]]).tolist() == [[0, 0, 1], [0, 0, 0]]
 
 
+def test_the_memory_never_rewards_what_has_no_answer():
+    """Whatever the networks say of it: a policy finds such rollouts, and none of them can be right."""
+    memory = SimpleNamespace(predict=lambda *groups, exclude: torch.tensor([[0.9, 0.8], [0.7, 0.6]]))
+    tasks = [Task("a", "d", "math", "?"), Task("b", "d", "qa", "?", choices=("x", "y"))]
+    groups, texts = Groups(*torch.zeros(4, 2, 2, 1)), ["#### 1", "####", "B?\n####\n####", "#### B"]
+    keys = [[answer_key(tasks[b], texts[2 * b + g]) for g in range(2)] for b in range(2)]
+    torch.testing.assert_close(predict_rewards(memory, groups, keys), torch.tensor([[0.9, 0.0], [0.0, 0.6]]))
+    assert acquire_rewards(tasks, texts, memory, groups, keys)[0].tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("domain, label, responses", [
+    ("math", "7", ["####", "7", "#### 7 or 8", "it is \\boxed{}", "#### y >", "#### 7 #### 9 or 7"]),
+    ("qa", "B", ["####", "#### neither", "first to C second greater A C", "#### A or B", "B?\n####\n####"]),
+    ("code", "assert f(1) == 2", ["", "x C", "```python\ndef f(x):\n    return data[(x[-2:]\n```", "```python\n# f\n```"])])  # fmt: skip
+def test_no_verifier_accepts_what_has_no_answer(domain, label, responses):
+    given = {"tests": (label,)} if domain == "code" else {"answer": label}
+    task = Task("a", "d", domain, "?", choices=("x", "y") if domain == "qa" else None, **given)
+    unanswered = [response for response in responses if answer_key(task, response) is None]
+    assert len(unanswered) >= 3 and verify_batch([task] * len(unanswered), unanswered) == [0.0] * len(unanswered)
+
+
 def test_soft_rewards_and_abstention():
     """Sure, unsure and labelled groups; |2p - 1| is 0.8 on average for the first and 0.2 for the second."""
     probabilities = torch.tensor([[0.9, 0.2, 1.0, 0.1], [0.6, 0.5, 0.4, 0.3]])
-    memory = SimpleNamespace(predict=lambda *groups: probabilities)
+    memory = SimpleNamespace(predict=lambda *groups, exclude: probabilities)
     tasks = [Task("a", "d", "math", "?"), Task("b", "d", "math", "?"), Task("c", "d", "math", "?", answer="1")]
     texts = ["#### 1", "#### 2", "#### 1", "?"] * 3
     groups = Groups(torch.zeros(3, 2), torch.zeros(3, 4, 2), torch.zeros(3, 4, 2), torch.zeros(3, 4, 1))
-    acquire = lambda *more: acquire_rewards(tasks, texts, memory, groups, [[None] * 4] * 3, 0.5, *more)  # noqa: E731
+    acquire = lambda *more: acquire_rewards(tasks, texts, memory, groups, [["1"] * 4] * 3, 0.5, *more)  # noqa: E731
     verified = [1.0, 0.0, 1.0, 0.0]
     rewards, source = acquire()
     assert rewards.tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], verified] and source == ["memory", "memory", "verifier"]
@@ -156,8 +177,8 @@ def test_a_query_unlike_all_of_the_memory_is_not_judged():
     memory.remember(["x", "y"], torch.eye(3)[:2], torch.zeros(2, 2, 3), torch.zeros(2, 2, 3), torch.zeros(2, 2, 1), torch.zeros(2, 2))
     queries = torch.tensor([[0.6, 0.0, 0.8], [0.0, 0.2, 2.0]])  # cosines 0.6 with x, 0.0995 with y
     torch.testing.assert_close(memory.nearest(queries), torch.tensor([0.6, 0.2 / 4.04**0.5]))
-    memory.predict = lambda *groups: torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    memory.predict = lambda *groups, exclude: torch.tensor([[0.9, 0.1], [0.9, 0.1]])
     groups, tasks = Groups(queries, *torch.zeros(2, 2, 2, 3), torch.zeros(2, 2, 1)), [Task(id, "d", "math", "?") for id in "ab"]
     for familiarity, rewards, source in ((0.0, [[1, 0], [1, 0]], ["memory"] * 2), (0.5, [[1, 0], [0, 0]], ["memory", "abstained"])):
-        found = acquire_rewards(tasks, ["?"] * 4, memory, groups, [[None] * 2] * 2, 0.5, False, 0.0, familiarity)
+        found = acquire_rewards(tasks, ["?"] * 4, memory, groups, [["1"] * 2] * 2, 0.5, False, 0.0, familiarity)
         assert found[0].tolist() == rewards and found[1] == source
