@@ -486,9 +486,11 @@ def compare(config: Config) -> None:
                 check(not other, f"output_dir: {one.output_dir} was run with another {', '.join(other)}; name another folder")
                 one.resume = one.output_dir
             if not done.exists():
+                if finished:
+                    print(comparison(finished), flush=True)  # so far
                 train(one)
             finished.append(json.loads(done.read_text()) | {"row": name})
-            print(comparison(finished), flush=True)
+    print(comparison(finished))
 
 
 def parse(arguments: list[str]) -> tuple[str, Config]:
