@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import LETTERS, Task, extract_code, hide_labels, parse_code, reach_hub, split_response, verify_batch
-from gnn import (Groups, RewardGNN, calibrate, calibration_error, edge_weights, fit, fold_ids, knn, metrics,
-                 receive_messages, seeded, similarity_edges)
+from gnn import (Groups, RewardGNN, calibrate, calibration_error, edge_weights, fit, fold_ids, metrics, receive_messages,
+                 seeded, similarity_edges)
 
 
 class ExperienceMemory:
@@ -106,10 +106,6 @@ class ExperienceMemory:
         if len(exclude) != len(queries):
             raise ValueError(f"exclude wants an id or None for each of {len(queries)} queries, got {len(exclude)}")
         return self._judge(groups, self._hidden(exclude))[0].sigmoid()
-
-    def nearest(self, queries: Tensor) -> Tensor:
-        """How familiar each of the queries (B, d) is: its highest cosine (B,) to a query of the memory."""
-        return knn(queries.float(), self.groups.queries, 1)[1].squeeze(-1)
 
     def explain(self, query: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor,
                 exclude: str | None = None) -> list[dict]:
@@ -479,13 +475,12 @@ def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys
 
 def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: ExperienceMemory | None,
                     groups: Groups | None, keys: Keys, threshold: float = 0.5, soft: bool = False, abstain: float = 0.0,
-                    familiarity: float = 0.0, lap: Callable[[str], None] = lambda stage: None) -> tuple[Tensor, list[str]]:
+                    lap: Callable[[str], None] = lambda stage: None) -> tuple[Tensor, list[str]]:
     """Rewards (B, G) of B*G responses, and where each group's come from: "verifier", "memory", "majority", "abstained".
 
     A labelled task is verified. An unlabelled one gets 1 where sigma > threshold and else 0 (paper, section on online
     RL), sigma from the memory or, where `memory` is None, from the majority's vote; sigma itself if `soft`. A group
-    whose mean of |2 sigma - 1| is below `abstain`, or whose query is nowhere in the memory as near as the cosine
-    `familiarity`, gets equal rewards, so no advantage. `lap` follows each stage.
+    whose mean of |2 sigma - 1| is below `abstain` gets equal rewards, so no advantage. `lap` follows each stage.
     """
     size = len(responses) // len(tasks)
     guess = "majority" if memory is None else "memory"
@@ -501,8 +496,6 @@ def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: Exp
         groups = groups and groups.rows(torch.tensor(unlabelled))
         probabilities = predict_rewards(memory, groups, [keys[b] for b in unlabelled])
         sure = (2 * probabilities - 1).abs().mean(1) >= abstain  # (b,)
-        if memory is not None and familiarity > 0:
-            sure &= (memory.nearest(groups.queries) >= familiarity).cpu()
         rewards[unlabelled] = (probabilities if soft else (probabilities > threshold).float()) * sure[:, None]
         for b in torch.tensor(unlabelled)[~sure].tolist():
             source[b] = "abstained"

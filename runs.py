@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 MODES = ("r1p", "majority", "memreward", "oracle")
 LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
 VARIANTS = {  # rows of compare beside the four modes
-    "refit": {"refit_every": 50}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5}, "familiar": {"familiarity": 0.5},
+    "refit": {"refit_every": 50}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5},
     **{f"{mode} {ratio}": {"mode": mode, "label_ratio": ratio} for ratio in (0.1, 0.4, 0.7) for mode in ("r1p", "memreward")}}
 
 

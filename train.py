@@ -52,7 +52,7 @@ PRESETS = {
 
 
 READ_BY = {"seeds": ("compare", "probe"), "variants": ("compare",), "rollouts": ("probe",), "resume": ("train", "explain")}
-MEMORY = ("encoder neighbors threshold reward abstain familiarity audit_fraction refit_every groups_per_query features gnn "
+MEMORY = ("encoder neighbors threshold reward abstain audit_fraction refit_every groups_per_query features gnn "
           "gnn_networks gnn_hidden gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs gnn_patience").split()  # fmt: skip
 
 
@@ -108,7 +108,6 @@ class Config:
     threshold: float = setting(0.5, "a predicted probability above it is a reward of 1")
     reward: Literal["hard", "soft"] = setting("hard", "predicted rewards are 0 or 1 by the threshold, or the probability itself")
     abstain: float = setting(0.0, "groups whose predictions p are, on average, less sure than this, |2p - 1|, teach nothing")
-    familiarity: float = setting(0.0, "groups whose query has a lower cosine than this to every query of the memory teach nothing")
     audit_fraction: float = setting(0.1, "share of the labelled queries that the reward networks never train, stop or calibrate "
                                     "on, so that the log can tell how well they do while the policy drifts")  # fmt: skip
     refit_every: int = setting(0, "steps between new fits of the reward network, on a memory that fresh verified "
@@ -159,7 +158,7 @@ class Config:
         check(not self.profile or self.steps >= 5, f"profile: needs 5 steps, steps is {self.steps}")
         check(0 < self.label_ratio <= 1, f"label_ratio: {self.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")
         check(self.group_size > 1, f"group_size: {self.group_size} gives no advantage; GRPO compares 2 rollouts or more")
-        for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "familiarity", "audit_fraction"):
+        for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "audit_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name}: {getattr(self, name)} is outside [0, 1)")
         for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "refit_every", "eval_samples"):
             check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
@@ -438,8 +437,7 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
     experience = roll_out(run, tasks, keys, step, lap)
     # 3. Rewards: the verifier where there is a label, else the memory (or the majority).
     rewards, source = acquire_rewards(tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys,
-                                      config.threshold, config.reward == "soft", config.abstain, config.familiarity,
-                                      lap)  # (B, G), (B,)
+                                      config.threshold, config.reward == "soft", config.abstain, lap)  # (B, G), (B,)
     # 4. Advantages and one GRPO update.
     advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
     stats = policy_update(

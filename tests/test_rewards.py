@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from data import Task, answer_key, verify_batch
 from gnn import Groups
-from memreward import ExperienceMemory, acquire_rewards, answer_features, hash_encoder, majority_key, make_encoder, predict_rewards
+from memreward import acquire_rewards, answer_features, hash_encoder, majority_key, make_encoder, predict_rewards
 
 TASKS = [Task("a", "d", "math", "Ann has 3 bags of 12 nuts. How many nuts?", answer="36"),
          Task("b", "d", "math", "Ben has 5 bags of 7 pens. How many pens?"),
@@ -168,17 +168,5 @@ def test_soft_rewards_and_abstention():
     rewards, source = acquire(False, 0.5)
     assert rewards.tolist() == [[1, 0, 1, 0], [0] * 4, verified] and source == ["memory", "abstained", "verifier"]
     laps = []
-    acquire(True, 0.5, 0.0, laps.append)
+    acquire(True, 0.5, laps.append)
     assert laps == ["verify", "predict"]
-
-
-def test_a_query_unlike_all_of_the_memory_is_not_judged():
-    memory = ExperienceMemory(SimpleNamespace(groups_per_query=2))
-    memory.remember(["x", "y"], torch.eye(3)[:2], torch.zeros(2, 2, 3), torch.zeros(2, 2, 3), torch.zeros(2, 2, 1), torch.zeros(2, 2))
-    queries = torch.tensor([[0.6, 0.0, 0.8], [0.0, 0.2, 2.0]])  # cosines 0.6 with x, 0.0995 with y
-    torch.testing.assert_close(memory.nearest(queries), torch.tensor([0.6, 0.2 / 4.04**0.5]))
-    memory.predict = lambda *groups, exclude: torch.tensor([[0.9, 0.1], [0.9, 0.1]])
-    groups, tasks = Groups(queries, *torch.zeros(2, 2, 2, 3), torch.zeros(2, 2, 1)), [Task(id, "d", "math", "?") for id in "ab"]
-    for familiarity, rewards, source in ((0.0, [[1, 0], [1, 0]], ["memory"] * 2), (0.5, [[1, 0], [0, 0]], ["memory", "abstained"])):
-        found = acquire_rewards(tasks, ["?"] * 4, memory, groups, [["1"] * 2] * 2, 0.5, False, 0.0, familiarity)
-        assert found[0].tolist() == rewards and found[1] == source
