@@ -304,29 +304,42 @@ class Drift(Tally):
         super().__init__(config.threshold)
         count = round(config.audit_fraction * len(labelled)) if config.mode == "memreward" else 0
         self.ids = set(random.Random(f"audit {config.seed}").sample([task.id for task in labelled], count))
-        self.level = None  # accuracy on the warm-up's rollouts
+        self.queries, self.warm_up = [], 0  # whose rollouts they are; the first so many are the warm-up's
 
-    def add(self, run, experience, rewards) -> None:
-        """Predict the slice's groups of all processes and compare with their verified rewards (B, G)."""
+    def judge(self, run, experience, rewards) -> list[tuple[float, float, str]]:
+        """Predicted and verified reward (of (B, G)) and query, of each rollout of the slice that this process has."""
         import torch
 
         from memreward import predict_rewards
 
-        rows, pairs = [b for b, task in enumerate(experience.tasks) if task.id in self.ids], []
-        if rows:
-            groups, ids = experience.groups.rows(torch.tensor(rows)), [experience.tasks[b].id for b in rows]
-            probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows], ids)  # (rows, G)
-            pairs = list(zip(probabilities.flatten().tolist(), rewards[rows].flatten().tolist()))
-        self.extend(gather(run, pairs))
+        rows = [b for b, task in enumerate(experience.tasks) if task.id in self.ids]
+        if not rows:
+            return []
+        groups, ids = experience.groups.rows(torch.tensor(rows)), [experience.tasks[b].id for b in rows]
+        probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows], ids)  # (rows, G)
+        queries = [query for query in ids for _ in range(rewards.shape[1])]
+        return list(zip(probabilities.flatten().tolist(), rewards[rows].flatten().tolist(), queries))
+
+    def extend(self, rows: list[tuple[float, float, str]]) -> None:
+        """Add what `judge` returned."""
+        super().extend([(probability, reward) for probability, reward, _ in rows])
+        self.queries += [query for *_, query in rows]
+
+    def right(self, first: int, last: int | None = None) -> dict[str, float]:
+        """For each query the share of its predictions, from number `first` on and before `last`, that were right."""
+        found: dict[str, list[bool]] = {}
+        for query, probability, reward in zip(*(part[first:last] for part in (self.queries, self.probabilities, self.rewards))):
+            found.setdefault(query, []).append((probability > self.threshold) == (reward > 0.5))
+        return {query: mean(values) for query, values in found.items()}
 
     def warn(self, run, step: int, first: int) -> None:
-        """Say so where, since rollout number `first`, clearly fewer predictions were right than in the warm-up."""
-        now = self.metrics(first)
-        if now and run.accelerator.is_main_process:
-            error = (now["accuracy"] * (1 - now["accuracy"]) / now["rollouts"]) ** 0.5
-            if now["accuracy"] + 2 * error < self.level:
-                tell(f"step {step}: the memory drifts: on labelled queries that it was not fitted on, {now['accuracy']:.2f} of "
-                     f"its rewards are right, {self.level:.2f} were at the start")
+        """Say so where, since rollout number `first`, fewer predictions were right than in the warm-up, by more than two
+        standard errors: of the mean over queries, as the rollouts of a query are nearly alike."""
+        start, now = self.right(0, self.warm_up), self.right(first)
+        changes = [share - start[query] for query, share in now.items()]
+        if len(changes) > 1 and mean(changes) + 2 * stdev(changes) / sqrt(len(changes)) < 0 and run.accelerator.is_main_process:
+            tell(f"step {step}: the memory drifts: of its rewards for {len(now)} labelled queries that it was not fitted on "
+                 f"{mean(now.values()):.2f} are right, {mean(start[query] for query in now):.2f} were at the start")
 
 
 # ------------------------------------------------------------------------------------------------------- the run folder
@@ -360,6 +373,7 @@ def save_checkpoint(run, step: int, log: Log, audit, drift) -> None:
     """Write policy, optimizer, memory, random states and position aside, then rename: a checkpoint is whole or not there.
     Where the disk is full the older ones stay, and training goes on."""
     import torch
+    from safetensors import SafetensorError
 
     main, new, folder = run.accelerator.is_main_process, run.folder / "checkpoint.new", run.folder / "checkpoints"
     if main:
@@ -373,23 +387,27 @@ def save_checkpoint(run, step: int, log: Log, audit, drift) -> None:
             if run.memory is not None:
                 run.memory.save(new / "memory.pt")
             state = {"evaluations": log.evaluations, "seconds": time.perf_counter() - log.start,
-                     "audit": (audit.probabilities, audit.rewards), "level": drift.level,
-                     "drift": (drift.probabilities, drift.rewards)}  # fmt: skip
+                     "audit": (audit.probabilities, audit.rewards), "warm_up": drift.warm_up,
+                     "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}  # fmt: skip
             torch.save(state, new / "progress.pt")
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         failure = str(error).splitlines()[0]
     failure = next((f for f in gather(run, [failure]) if f), None)
+    if main and not failure:
+        try:
+            write_json(new / "checksums.json", checksums(new))
+            folder.mkdir(exist_ok=True)
+            target = folder / f"{step:06}"
+            shutil.rmtree(target, ignore_errors=True)  # damaged, otherwise the run would have gone on from it
+            os.replace(new, target)
+        except OSError as error:  # some disks notice only now
+            failure = str(error)
+        else:
+            for old in sorted(folder.iterdir())[: -run.config.keep]:
+                shutil.rmtree(old, ignore_errors=True)
     if main and failure:
         shutil.rmtree(new, ignore_errors=True)
         tell(f"checkpoint: step {step} could not be written ({failure}); the run goes on, with the checkpoints it has")
-    elif main:
-        write_json(new / "checksums.json", checksums(new))
-        folder.mkdir(exist_ok=True)
-        target = folder / f"{step:06}"
-        shutil.rmtree(target, ignore_errors=True)  # damaged, otherwise the run would have gone on from it
-        os.replace(new, target)
-        for old in sorted(folder.iterdir())[: -run.config.keep]:
-            shutil.rmtree(old, ignore_errors=True)
     run.accelerator.wait_for_everyone()
 
 
@@ -437,8 +455,9 @@ def load_checkpoint(run, log: Log, audit, drift) -> int | None:
         run.memory.load(whole / "memory.pt", run.device)
     state = torch.load(whole / "progress.pt", weights_only=True)
     log.evaluations, log.start = state["evaluations"], time.perf_counter() - state["seconds"]
-    (audit.probabilities, audit.rewards), (drift.probabilities, drift.rewards) = state["audit"], state["drift"]
-    log.audited, log.checked, drift.level = len(audit.rewards), len(drift.rewards), state["level"]
+    audit.probabilities, audit.rewards = state["audit"]
+    drift.extend(state["drift"])
+    log.audited, log.checked, drift.warm_up = len(audit.rewards), len(drift.rewards), state["warm_up"]
     return step
 
 

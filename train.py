@@ -380,7 +380,8 @@ def train(config: Config) -> dict:
     if done is None:
         if run.memory is not None:
             warm_up(run, labelled, drift)
-        log.evaluation(0, evaluate(run, test), {}, {})
+        log.evaluation(0, evaluate(run, test), {}, drift.metrics())
+        log.checked = drift.warm_up
         save_checkpoint(run, 0, log, audit, drift)
     bar.update(done or 0)
     if not done:
@@ -404,26 +405,22 @@ def train(config: Config) -> dict:
 
 def warm_up(run: Run, labelled: list, drift: Drift) -> None:
     """Step 1: the initial policy's verified rollouts of the labelled tasks are the memory; train the reward network on it."""
-    import torch
     from tqdm import tqdm
 
     from memreward import acquire_rewards
 
-    mine, rows = share(run, labelled), []
+    mine, seen = share(run, labelled), []
     size = run.config.batch_size // run.accelerator.num_processes
     bar = tqdm(range(0, len(mine), size), "warm-up", leave=False, delay=10, disable=not run.accelerator.is_main_process)
     for first in bar:
         tasks = mine[first : first + size]
         experience = roll_out(run, tasks, [task.id for task in tasks], 0, Stopwatch())
         rewards, _ = acquire_rewards(tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys)
-        rows += remember(run, experience, rewards)
-    join(run, rows)
+        seen.append((dataclasses.replace(experience, rollouts=None, ref_logprobs=None), rewards))  # no tokens: all stay a while
+    join(run, [row for pair in seen for row in remember(run, *pair)])
     fit_memory(run, run.config.seed, drift)
-    held_out = [row for row, query in enumerate(run.memory.ids) if query in drift.ids]
-    if held_out:
-        groups, rewards = run.memory.groups.rows(torch.tensor(held_out)), run.memory.rewards[held_out]
-        judged = run.memory.predict(*groups, exclude=[run.memory.ids[row] for row in held_out])
-        drift.level = ((judged > drift.threshold) == rewards.bool()).float().mean().item()
+    drift.extend(gather(run, [row for pair in seen for row in drift.judge(run, *pair)]))
+    drift.warm_up = len(drift.rewards)
 
 
 def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit, drift: Drift) -> None:
@@ -449,7 +446,7 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
     refresh(run)
     lap("update")
     # 5. What the predicted rewards were worth, for the log alone.
-    drift.add(run, experience, rewards)
+    drift.extend(gather(run, drift.judge(run, experience, rewards)))
     audit.add(run, experience)
     lap("audit")
     # 6. If wanted, fresh verified rollouts join the memory (no new label is used) and the networks are fitted anew.

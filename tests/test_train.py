@@ -260,14 +260,17 @@ def test_bf16_samples_from_a_copy_with_the_newest_weights(quick):
     assert again["greedy"] == results["after"]["greedy"]
 
 
-@pytest.mark.parametrize("right, warned", [(84, False), (78, True)])
-def test_drift_warns_below_two_standard_errors(capsys, right, warned):
-    """Of 100 predictions 90 were right at the start; two standard errors are 7.3 points at 0.84 and 8.3 at 0.78."""
+@pytest.mark.parametrize("right, warned", [((9, 8, 10, 7), False), ((9, 8, 8, 7), True)])
+def test_drift_warns_below_two_standard_errors_of_the_queries(capsys, right, warned):
+    """Of 10 rollouts of each of 4 queries 10, 10, 9, 10 were right at the start. The changes, -1, -2, 1, -3 or -1, -2, -1, -3
+    tenths, have means -1.25 and -1.75 and standard errors 0.85 and 0.48."""
+    rollouts = lambda counts: [(1.0, float(i < count), query) for query, count in zip("abcd", counts) for i in range(10)]  # noqa: E731
     drift = train.Drift([], Config())
-    drift.level = 0.9
-    drift.extend([(1.0, 0.0)] * 50)  # of earlier steps
-    drift.extend([(1.0, 1.0)] * right + [(1.0, 0.0)] * (100 - right))
-    drift.warn(SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True)), 7, first=50)
+    drift.extend(rollouts((10, 10, 9, 10)))
+    drift.warm_up = len(drift.rewards)
+    drift.extend(rollouts((0, 0, 0, 0)))  # of earlier steps
+    drift.extend(rollouts(right))
+    drift.warn(SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True)), 7, first=80)
     assert ("step 7: the memory drifts" in capsys.readouterr().out) == warned
 
 
@@ -303,9 +306,10 @@ def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys
     monkeypatch.setattr(memreward.ExperienceMemory, "fit", fit_and_turn)
     monkeypatch.setattr(memreward.ExperienceMemory, "predict", predictions)
     results = train.train(config)
-    assert "the memory drifts: on labelled queries that it was not fitted on" in capsys.readouterr().out
+    assert "the memory drifts: of its rewards for 6 labelled queries that it was not fitted on" in capsys.readouterr().out
     drift = results["after"]["drift"]
     assert drift["rollouts"] == 2 * 6 * 4 and drift["accuracy"] < 0.7
+    assert results["before"]["drift"]["accuracy"] == 1 and results["before"]["drift"]["rollouts"] == 6 * 4
     assert all(len(ids) == 6 and ids == fitted[0] for ids in fitted)
     lines = [json.loads(line) for line in open(Path(config.output_dir) / "metrics.jsonl")]
     assert all("drift/accuracy" in line for line in lines if "loss" in line)
