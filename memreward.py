@@ -463,8 +463,8 @@ def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys
     """Probabilities (B, G) that rollouts are right: the memory's (`exclude` as in its `predict`), or without a memory the
     majority's vote (1 for the group's most common answer, 0 for the others; TTRL, arXiv 2504.16084).
 
-    A rollout without an answer (key None) is wrong whatever the label says, so it gets 0. A policy hardly ever begins
-    that way, so few such rollouts are remembered, and one that may, learns to please the networks with them.
+    A rollout without an answer (key None) is wrong whatever the label says, so it gets 0. The initial policy hardly ever
+    writes one, so the memory holds few and judges them badly, and a policy that is rewarded for them writes more.
     """
     if memory is not None:
         answered = torch.tensor([[key is not None for key in group] for group in keys])  # (B, G)
@@ -576,6 +576,9 @@ def probe(tasks: Sequence[Task], responses: Sequence[Sequence[str]], keys: Keys,
           nodes: dict[str, tuple[Tensor, Tensor, Tensor]], config, seeds: int = 5, logprobs: Tensor | None = None,
           mask: Tensor | None = None) -> Iterator[dict]:
     """Measure every row of `probe_rows`: what training runs, with one thing changed. Each seed hides other labels.
+
+    Measured are the networks, fitted on all labels of the split: training keeps `audit_fraction` of them back, and
+    gives 0 to what has no answer (`predict_rewards`).
 
     Yields name, default (True: what training does), and as means over seeds, with standard errors NAME_se: labels,
     accuracy, precision, recall, f1, fp_rate, auc, ece, fit_seconds, microseconds. nan: nothing to measure.

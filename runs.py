@@ -572,15 +572,15 @@ def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[lis
     "accuracy" is greedy test accuracy, "predictions" the share of predicted rewards that were right since the evaluation before."""
     runs: dict[str, list[list]] = {}  # evaluations of every seed
     for path in sorted(root.glob("*-*-*/results.json")):
-        name, ratio = path.parent.name.split("-")[:2]
-        if float(ratio) in (label_ratio, 1.0):  # that of oracle
+        name, ratio, _ = path.parent.name.split("-", 2)
+        if name in (*MODES, "refit") and float(ratio) == (1.0 if name == "oracle" else label_ratio):
             runs.setdefault(name, []).append(json.loads(path.read_text())["evaluations"])
     check("memreward" in runs, f"plot: {root} holds no finished runs of compare with label_ratio {label_ratio}")
-    curve = lambda rows, kind, name: ([row["step"] for row in rows], [row[kind][name] for row in rows])  # noqa: E731
+    curve = lambda rows, kind, name: ([row["step"] for row in rows if row[kind]], [row[kind][name] for row in rows if row[kind]])  # noqa: E731
     frozen = {"memreward": "frozen after the warm-up", "refit": "refitted every 50 steps"}
     return {"accuracy": {name: [curve(rows, "greedy", "all") for rows in runs[name]] for name in MODES if name in runs},
-            "predictions": {title: [curve(rows[1:], "audit", "accuracy") for rows in runs[name]]  # the first is before training
-                            for name, title in frozen.items() if name in runs}}  # fmt: skip
+            "predictions": {title: [curve(rows, "audit", "accuracy") for rows in runs[name]]
+                            for name, title in frozen.items() if name in runs and runs[name][0][-1]["audit"]}}  # fmt: skip
 
 
 def draw(root: Path, label_ratio: float) -> list[Path]:

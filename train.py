@@ -106,7 +106,8 @@ class Config:
     neighbors: int = setting(3, "k: memory queries, and memory rollouts, that a new one listens to (the paper: 7, for "
                              "more labelled queries of a kind than the small world has)")  # fmt: skip
     threshold: float = setting(0.5, "a predicted probability above it is a reward of 1")
-    reward: Literal["hard", "soft"] = setting("hard", "predicted rewards are 0 or 1 by the threshold, or the probability itself")
+    reward: Literal["hard", "soft"] = setting("hard", "predicted rewards are 0 or 1 by the threshold, or the probability "
+                                           "itself, whose small differences --advantage_norm std makes large")
     abstain: float = setting(0.0, "groups whose predictions p are, on average, less sure than this, |2p - 1|, teach nothing")
     audit_fraction: float = setting(0.1, "share of the labelled queries that the reward networks never train, stop or calibrate "
                                     "on, so that the log can tell how well they do while the policy drifts")  # fmt: skip
@@ -115,11 +116,11 @@ class Config:
     groups_per_query: int = setting(2, "newest groups of rollouts that the memory keeps of a query")
     features: str = setting("auto", "what the networks are told of an answer, out of magnitude, parsed, majority (the paper's), "
                             "agreement, overlap, coverage, sound, mean_logprob, min_logprob; auto: parsed and the "
-                            "log-probabilities with the built-in policy, else all that are not the paper's alone")  # fmt: skip
+                            "log-probabilities with the built-in policy, else all but magnitude and majority")  # fmt: skip
     gnn: Literal["mixed", "gcn", "unlabelled", "gat", "mlp"] = setting(
         "mixed", "kind of reward networks: gcn; unlabelled (known rewards are no inputs, as in the paper); gat (attention); mlp "
         "(no edges); mixed (gcn and mlp take turns)")  # fmt: skip
-    gnn_networks: int = setting(5, "reward networks whose logits are averaged, each stopped on another fifth of the labels")
+    gnn_networks: int = setting(5, "reward networks whose logits are averaged, each stopped on another part of the labels")
     gnn_hidden: int = setting(64, "width of the reward network (the paper: 512)")
     gnn_layers: int = setting(2, "layers of the reward network")
     gnn_dropout: float = setting(0.1, "dropout of the reward network")
@@ -143,6 +144,7 @@ class Config:
     def __post_init__(self):
         if self.mode == "oracle":
             self.label_ratio = 1.0
+        self.features = self.features.replace(" ", "")
         if self.features == "auto":  # the others drift on the small world, README tells what they are worth elsewhere
             more = "" if self.model == "builtin" and not self.rollouts else "agreement,overlap,coverage,sound,"
             self.features = f"parsed,{more}mean_logprob,min_logprob"
@@ -231,6 +233,8 @@ def start(config: Config, training: bool = True) -> Run:
     logging.disable_progress_bar()  # one bar is enough
     getLogger("accelerate").setLevel("ERROR")  # it warns at every checkpoint that tied weights are saved once
     set_seed(config.seed)
+    unknown = set(config.features.split(",")) - set(FEATURES)
+    check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
     half = torch.bfloat16 if bf16 else torch.float32
     policy, tokenizer = load_policy(config, torch.float32 if training else half)
     if not training:
@@ -242,8 +246,6 @@ def start(config: Config, training: bool = True) -> Run:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
     run.model, run.optimizer = accelerator.prepare(policy, optimizer)
     if config.mode == "memreward":
-        unknown = set(config.features.split(",")) - set(FEATURES)
-        check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
         run.memory = ExperienceMemory(config)
         run.encode = make_encoder(config.encoder, tokenizer, accelerator.device)
     return run
@@ -522,12 +524,13 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
 
 def of_run(command: str, config: Config) -> dict:
     """The settings of the run folder that `evaluate --model` or `probe --rollouts` names: its tasks, lengths, memory."""
-    folder = Path({"evaluate": config.model, "probe": config.rollouts}.get(command) or "")
-    if not (folder / "tasks.json").is_file():
+    folder = {"evaluate": config.model, "probe": config.rollouts}.get(command)
+    if not folder or not (Path(folder) / "tasks.json").is_file():
         return {}
-    saved = json.loads((folder / "config.json").read_text())
+    saved = json.loads((Path(folder) / "config.json").read_text())
     shared = "encoder tasks ood train_tasks test_tasks seed group_size temperature max_prompt_length max_response_length eval_samples"
-    return {name: saved[name] for name in (*shared.split(), *MEMORY)}
+    ratio = ("label_ratio",) if command == "probe" and saved["label_ratio"] < 1 else ()  # with all labels nothing is hidden
+    return {name: saved[name] for name in (*shared.split(), *MEMORY, *ratio) if name in saved}
 
 
 def run_train(config: Config) -> None:
@@ -599,6 +602,9 @@ def run_probe(config: Config) -> None:
     from data import answer_key, load_tasks, read_rollouts, verify_batch
     from memreward import probe, probe_line
 
+    check(config.label_ratio < 1, "label_ratio: probe hides labels to predict them, so it must be below 1")
+    holds_run = config.output_dir and (Path(config.output_dir) / "tasks.json").exists()
+    check(not holds_run, f"output_dir: {config.output_dir} holds a run, whose results.json stays; name another folder")
     path, texts = Path(config.rollouts or ""), []
     if (path / "tasks.json").is_file() and config.rollouts:
         config = dataclasses.replace(config, rollouts=None, model=str(path))  # see of_run
@@ -608,6 +614,8 @@ def run_probe(config: Config) -> None:
         check(config.encoder != "policy" or config.model != "builtin", "encoder: policy needs a --model to read them")
     else:
         tasks = load_tasks(config.tasks, "train", config.train_tasks, config.seed)
+    unlabelled = [task.id for task in tasks if not task.labelled]
+    check(not unlabelled, f"{'rollouts' if config.rollouts else 'tasks'}: probe needs every answer, {unlabelled[:1]} has none")
     policy = () if config.rollouts and config.model == "builtin" else ("policy",)
     encoders = tuple(dict.fromkeys([config.encoder, "hash", *policy]))
     texts, nodes, logprobs, mask = collect(start(config, training=False), tasks, texts, encoders)
@@ -642,17 +650,20 @@ def run_explain(config: Config) -> None:
     everything, _ = load_data(run)
     truth = {task.id: task for task in everything}
     unlabelled = {task.domain: task for task in hide_labels(everything, config.label_ratio, config.seed) if not task.labelled}
+    check(unlabelled, f"explain: every task of {config.resume} has its label, so no reward is predicted")
     experience = roll_out(run, list(unlabelled.values()), [f"{task.id} explain" for task in unlabelled.values()], 0, Stopwatch())
     for b, task in enumerate(experience.tasks):
         group = experience.rollouts.texts[b * config.group_size : (b + 1) * config.group_size]
         trace = run.memory.explain(*(part[b] for part in experience.groups))
+        for rollout, key in zip(trace, experience.keys[b]):
+            rollout["probability"] *= key is not None  # as in predict_rewards
         for query in (query for rollout in trace for query in rollout["queries"]):
             query["id"] += f"  {truth[query['id']].question[:60]!r}"
         order = sorted(range(len(group)), key=lambda g: trace[g]["probability"])
         print(f"\n{task.id}: {task.question}")
         for g in (order[-1], order[0]):
             known = f" (the hidden label says {verify(truth[task.id], group[g]):.0f})" if truth[task.id].labelled else ""
-            known += " (no answer: training gives 0)" if experience.keys[b][g] is None else ""
+            known += " (no answer)" if experience.keys[b][g] is None else ""
             print(*trace_lines([trace[g]], [group[g] + known]), sep="\n")
 
 

@@ -523,6 +523,6 @@ def text_key(response: str, domain: str) -> str | None:
     ['1000', '1000', '1/2', '1/2', None]
     """
     if domain not in ("math", "qa"):
-        answer = split_response(response, domain)[1] if "####" in response else response  # a verifier may read all of it
+        answer = split_response(response, domain)[1] or response  # its verifier may read all of it
         return " ".join(answer.casefold().split()) or None
     return _final_qa(response)[2] if domain == "qa" else _math_keys(_final_math(response)[1])[0]

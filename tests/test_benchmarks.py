@@ -547,7 +547,7 @@ def test_a_domain_of_ones_own(tmp_path, monkeypatch):
     keys = [
         data.answer_key(train[0], response) for response in ("#### N1 x", "so #### n1   X\n", "#### N2", "N1 x", "####")
     ]
-    assert keys[0] == keys[1] != keys[2] and keys[3:] == ["n1 x", None]
+    assert keys[0] == keys[1] != keys[2] and keys[3:] == ["n1 x", "####"]
     hidden = data.hide_labels(train, 0.5, seed=0)
     with pytest.raises(ValueError, match="no label"):
         verify(next(task for task in hidden if not task.labelled), "x")

@@ -142,14 +142,14 @@ def test_the_memory_never_rewards_what_has_no_answer():
 
 
 @pytest.mark.parametrize("domain, label, responses", [
-    ("math", "7", ["####", "7", "#### 7 or 8", "it is \\boxed{}", "#### y >", "#### 7 #### 9 or 7"]),
+    ("math", "7", ["####", "7", "8 A", "it is \\boxed{}", "#### ???", "#### " + "7" * 9000]),
     ("qa", "B", ["####", "#### neither", "first to C second greater A C", "#### A or B", "B?\n####\n####"]),
     ("code", "assert f(1) == 2", ["", "x C", "```python\ndef f(x):\n    return data[(x[-2:]\n```", "```python\n# f\n```"])])  # fmt: skip
 def test_no_verifier_accepts_what_has_no_answer(domain, label, responses):
     given = {"tests": (label,)} if domain == "code" else {"answer": label}
     task = Task("a", "d", domain, "?", choices=("x", "y") if domain == "qa" else None, **given)
-    unanswered = [response for response in responses if answer_key(task, response) is None]
-    assert len(unanswered) >= 3 and verify_batch([task] * len(unanswered), unanswered) == [0.0] * len(unanswered)
+    assert {answer_key(task, response) for response in responses} == {None}
+    assert verify_batch([task] * len(responses), responses) == [0.0] * len(responses)
 
 
 def test_soft_rewards_and_abstention():

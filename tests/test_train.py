@@ -115,17 +115,17 @@ def test_comparison_arithmetic():
     finished = [run("memreward", 0, 0.8), run("memreward", 1, 0.9), run("oracle", 0, 0.9), run("oracle", 1, 0.9), run("r1p", 0, 0.7)]
     lines = {line.split("  ")[0].strip(): line for line in train.comparison(finished).splitlines()}
     assert "-5.0 +- 5.0" in lines["memreward - oracle"]  # differences -10 and 0
-    assert "10.0 " in lines["memreward - r1p"] and "paired over 1 seeds" in lines["memreward - r1p"]
+    assert lines["memreward - r1p"].split()[3:] == "10.0 paired over 1 seeds".split()
     assert "94.4 %" in lines["memreward / oracle"]  # 85 / 90
     finished += [run("memreward 0.1", 0, 0.6), run("r1p 0.1", 0, 0.65), run("refit", 1, 0.88)]
     lines = {line.split("  ")[0].strip(): line for line in train.comparison(finished).splitlines()}
-    assert "-5.0 " in lines["memreward 0.1 - r1p 0.1"] and "2.0 " in lines["memreward - refit"]  # like with like
+    assert lines["memreward 0.1 - r1p 0.1"].split()[5] == "-5.0" and lines["memreward - refit"].split()[3] == "2.0"  # like with like
     assert "66.7 %" in lines["memreward 0.1 / oracle"] and "memreward - r1p 0.1" not in lines
 
 
 def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
     for seed in range(2):
-        for name, ratio in (("memreward", 0.2), ("r1p", 0.2), ("refit", 0.2), ("memreward", 0.1)):
+        for name, ratio in (("memreward", 0.2), ("r1p", 0.2), ("refit", 0.2), ("memreward", 0.1), ("memreward", 1.0), ("my", "run")):
             folder = tmp_path / f"{name}-{ratio}-{seed}"
             folder.mkdir()
             curve = [{"step": step, "greedy": {"all": 0.5 + step / 1000 + seed}, "audit": {"accuracy": seed - step} if step else {}}
@@ -153,6 +153,7 @@ BAD = [
     (["--output_dir", "/proc/nowhere"], "output_dir"), (["--resume", "nowhere"], "resume"), (["--colour", "red"], "--colour"),
     (["paint"], "paint"), (["--seeds", "3"], "seeds"), (["--variants", "soft"], "variants"), (["evaluate", "--rollouts", "x"], "rollouts"),
     (["--mode", "r1p", "--neighbors", "7"], "neighbors"), (["--mode", "majority", "--reward=soft"], "reward"), (["compare", "--resume", "x"], "resume"),
+    (["probe", "--label_ratio", "1"], "label_ratio"), (["probe", "--features", "agreemnt"], "features"),
     (["compare", "--mode", "oracle"], "--mode"), (["compare", "--seed", "3"], "--seed"), (["--gnn_hidden", "1"], "gnn_hidden"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
 ]  # fmt: skip
 
@@ -274,12 +275,18 @@ def test_drift_warns_below_two_standard_errors_of_the_queries(capsys, right, war
     assert ("step 7: the memory drifts" in capsys.readouterr().out) == warned
 
 
-def test_evaluate_and_probe_take_the_settings_of_a_run(quick):
-    train.train(quick(mode="r1p", max_response_length=9, test_tasks=6))
+def test_evaluate_and_probe_take_the_settings_of_a_run(quick, monkeypatch):
+    train.train(quick(mode="r1p", label_ratio=0.5, max_response_length=9, test_tasks=6))
     folder = quick().output_dir
     command, config = train.parse(["evaluate", "--model", folder, "--test_tasks", "5"])
     assert (command, config.max_response_length, config.test_tasks, config.model) == ("evaluate", 9, 5, folder)
+    with pytest.raises(SystemExit, match="output_dir: .* holds a run"):
+        train.main(["probe", "--output_dir", folder])
+    with monkeypatch.context() as inside:  # a run folder that nobody named
+        inside.chdir(folder)
+        assert train.parse([])[1].max_response_length == train.parse(["probe"])[1].max_response_length == 48
     _, config = train.parse(["probe", "--rollouts", folder, "--neighbors", "7"])
+    assert config.label_ratio == 0.5
     assert (config.max_response_length, config.group_size, config.gnn_epochs, config.neighbors) == (9, 4, 5, 7)
     assert train.parse(["evaluate", "--model", "builtin"])[1].max_response_length == 48
 
