@@ -52,8 +52,9 @@ class Task:
         return (self.tests if self.domain == "code" else self.answer) is not None
 
 
-def hide_labels(tasks: Sequence[Task], ratio: float, seed: int) -> list[Task]:
-    """Keep the labels of round(ratio * n) of the n tasks that have one, at least one; remove all others for good.
+def hide_labels(tasks: Sequence[Task], ratio: float, seed: int, order: Sequence[str] | None = None) -> list[Task]:
+    """Keep the labels of round(ratio * n) of the n tasks that have one, at least one; remove all others for good. Which,
+    is drawn with the seed, or where an `order` of all ids is given, the first.
 
     >>> tasks = [Task(str(i), "demo", "math", f"{i} + {i}?", answer=str(2 * i)) for i in range(10)]
     >>> sum(task.labelled for task in hide_labels(tasks, ratio=0.2, seed=0))
@@ -62,7 +63,12 @@ def hide_labels(tasks: Sequence[Task], ratio: float, seed: int) -> list[Task]:
     if not 0 < ratio <= 1:
         raise ValueError(f"label_ratio: {ratio} is outside (0, 1]; 0.2 keeps one label in five")
     labelled = [i for i, task in enumerate(tasks) if task.labelled]
-    keep = set(random.Random(f"labels {seed}").sample(labelled, max(1, round(ratio * len(labelled)))))
+    count = max(1, round(ratio * len(labelled)))
+    if order is None:
+        keep = set(random.Random(f"labels {seed}").sample(labelled, count))
+    else:
+        rows = {tasks[i].id: i for i in labelled}
+        keep = {rows[id] for id in order[:count]}
     return [task if i in keep else replace(task, answer=None, tests=None) for i, task in enumerate(tasks)]
 
 

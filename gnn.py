@@ -1,16 +1,20 @@
-"""The reward network: cosine nearest neighbours, graph convolution, messages between rollouts, training, metrics.
+"""The reward networks: cosine nearest neighbours, graph convolution, messages between rollouts, training, metrics.
 
 Knows tensors only; memreward.py decides what is remembered. Three node types (a query, and for each of its G rollouts a
 thinking and an answer) and five relations with one weight each: structural edges query-thinking and thinking-answer
 inside a group, similarity edges between queries, between thinkings and between answers of different groups.
 Similarity edges run one way, from *senders* (groups whose rewards are known and are part of their input) to *receivers*
 (the groups being judged, no reward of theirs goes in). So labels travel along edges, senders never depend on who asks
-and can be cached, and leave-one-out training only has to hide a query's own rows.
+and can be cached, and leave-one-out training only has to hide a group from itself.
+
+Embeddings decide who is near, and nothing else: what a node holds are features of the answer and known rewards. So a
+kind of question that no network was trained on is judged as soon as a few of its rollouts are remembered.
 """
 
 import contextlib
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +33,9 @@ class Groups(NamedTuple):
     def rows(self, index: Tensor) -> "Groups":
         """The groups that `index` (positions or a mask) selects."""
         return Groups(*(part[index] for part in self))
+
+
+# ------------------------------------------------------------------------------------------------------------ the graph
 
 
 def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -90,6 +97,22 @@ def receive_messages(messages: Tensor, senders: Tensor, weights: Tensor) -> Tens
     return heard.unflatten(0, senders.shape[:-1])
 
 
+def structural_edges(count: int, size: int, device=None) -> tuple[Tensor, Tensor]:
+    """The edges inside `count` groups of `size` rollouts, query-thinking and thinking-answer, both ways, (2, e) each.
+    Nodes are numbered: all queries, then all thinkings, then all answers.
+
+    >>> [edges.tolist() for edges in structural_edges(1, 2)]
+    [[[0, 0, 1, 2], [1, 2, 0, 0]], [[1, 2, 3, 4], [3, 4, 1, 2]]]
+    """
+    thinkings = count + torch.arange(count * size, device=device)
+    queries = torch.arange(count, device=device).repeat_interleave(size)
+    pairs = (queries, thinkings), (thinkings, thinkings + count * size)
+    return tuple(torch.stack([torch.cat([a, b]), torch.cat([b, a])]) for a, b in pairs)
+
+
+# --------------------------------------------------------------------------------------------------------- the networks
+
+
 class GCNLayer(nn.Module):
     """D^-1/2 (A + I) D^-1/2 X W + b (Kipf & Welling, arXiv 1609.02907, eq. 2), D the degrees of A + I."""
 
@@ -105,192 +128,153 @@ class GCNLayer(nn.Module):
         return self.linear(scale * h.index_add(0, target, h.index_select(0, source)))  # h itself is the self-loop I
 
 
-def structural_sums(query: Tensor, thinking: Tensor, answer: Tensor) -> list[Tensor]:
-    """D^-1/2 (A + I) D^-1/2 X of both structural relations, written out, since every group has the same few edges: of
-    query-thinking, a star, for queries (B, w) and thinkings (B, G, w); of thinking-answer, pairs, whose two nodes get
-    the same, once (B, G, w).
+class Judge(nn.Module):
+    """The head of every network: sigma(q . r / sqrt(width) + b) (MemReward, arXiv 2603.19310)."""
 
-    >>> structural_sums(torch.tensor([[1.0]]), torch.tensor([[[4.0]]]), torch.tensor([[[8.0]]]))  # all degrees are 2
-    [tensor([[2.5000]]), tensor([[[2.5000]]]), tensor([[[6.]]])]
-    """
-    degree = 1 + thinking.shape[1]  # of a query; that of thinkings and answers is 2
-    across = (2 * degree)**-0.5
-    return [query / degree + across * thinking.sum(1), thinking / 2 + across * query[:, None], (thinking + answer) / 2]
+    def __init__(self, query: int, rollout: int, width: int):
+        super().__init__()
+        self.query = nn.Sequential(nn.Linear(query, width), nn.LayerNorm(width))
+        self.rollout = nn.Sequential(nn.Linear(rollout, width), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, query: Tensor, *rollout: Tensor) -> Tensor:
+        """States of queries (B, w) and of their rollouts (B, G, w) each -> logits (B, G)."""
+        q, r = self.query(query)[:, None], self.rollout(torch.cat(rollout, dim=-1))  # (B, 1, width), (B, G, width)
+        return (q * r).sum(-1) / q.shape[-1]**0.5 + self.bias
 
 
 class RewardGNN(nn.Module):
-    """Judges rollouts: a heterogeneous GCN, then sigma(q . r / sqrt(width) + b) (MemReward, arXiv 2603.19310).
+    """The fast memory: a heterogeneous GCN. `send` runs on groups with known rewards, `receive` on the groups to be judged;
+    both share every weight.
 
-    `send` runs on groups with known rewards, `receive` on the groups to be judged; both share every weight. Kinds:
-    "gcn"; "unlabelled", known rewards are no input, as in the paper; "gat", attention weighs similarity edges; "mlp", a
-    group has no edges inside.
+    A node starts as its type, an answer with its features, a sender's thinkings and answers with the known reward as -1
+    or 1. Kind "paper" is the paper's network instead: embeddings are inputs and known rewards are not.
     """
 
-    def __init__(self, dim: int, features: int, hidden: int = 512, layers: int = 2, dropout: float = 0.1,
-                 kind: str = "gcn"):
+    def __init__(self, dim: int, features: int, hidden: int = 64, layers: int = 2, dropout: float = 0.1, kind: str = "gcn"):
         super().__init__()
         self.kind, self.dropout = kind, nn.Dropout(dropout)
-        self.loud = dim**0.5  # scale of what is a column or two beside d others, and would hardly be heard at first
-        widths = [dim + features + 1] + [hidden] * (layers - 1)
+        widths = [3 + features + (dim if kind == "paper" else 1)] + [hidden] * (layers - 1)
         self.query_thinking = nn.ModuleList(GCNLayer(width, hidden) for width in widths)
         self.thinking_answer = nn.ModuleList(GCNLayer(width, hidden) for width in widths)
         self.similarity = nn.ModuleList(  # of queries, of thinkings, of answers
             nn.ModuleList(nn.Linear(width, hidden, bias=False) for _ in range(3)) for width in widths)
-        if kind == "gat":
-            self.attend_receiver = nn.ModuleList(nn.Linear(widths[0], hidden) for _ in range(3))
-            self.attend = nn.ModuleList(nn.Linear(hidden, 1, bias=False) for _ in range(3))
-        width = hidden // 2
-        self.query_head = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width))
-        self.rollout_head = nn.Sequential(nn.Linear(2 * hidden + features, width), nn.LayerNorm(width))
-        self.bias = nn.Parameter(torch.zeros(()))
-        self.register_buffer("feature_mean", torch.zeros(features))
-        self.register_buffer("feature_std", torch.ones(features))
+        self.judge = Judge(hidden, 2 * hidden + features, hidden // 2)
 
-    def standardise_by(self, features: Tensor) -> None:
-        """Keep mean and deviation of the memory's features (M, G, f); one that never varies there will say nothing."""
-        std, mean = torch.std_mean(features.flatten(0, 1), dim=0, correction=0)
-        self.feature_mean.copy_(mean)
-        self.feature_std.copy_(std.masked_fill(std < 1e-6, math.inf))
+    def inputs(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
+        """What the B + 2*B*G nodes start as (n, 3+f+1), queries first, then thinkings, then answers."""
+        count, size, width = groups.features.shape
+        kinds = torch.eye(3, device=groups.features.device)[:, None]  # (3, 1, 3): is it a query, a thinking, an answer?
+        features = groups.features.flatten(0, 1)  # (B*G, f)
+        if self.kind == "paper":
+            own = [groups.queries.shape[-1]**0.5 * part.flatten(0, -2) for part in groups[:3]]  # entries around 1
+        else:
+            known = torch.zeros_like(features[:, :1]) if rewards is None else 2 * rewards.view(-1, 1) - 1
+            own = [torch.zeros_like(features[:count, :1]), known, known]
+        described = [features.new_zeros(count, width), torch.zeros_like(features), features]
+        return torch.cat([torch.cat([kind.expand(len(x), 3), f, x], dim=1) for kind, f, x in zip(kinds, described, own)])
 
-    def standardised(self, groups: Groups) -> Tensor:
-        """The features (B, G, f) with the memory's mean 0 and deviation 1."""
-        return (groups.features - self.feature_mean) / self.feature_std
-
-    def embed(self, groups: Groups, rewards: Tensor | None = None) -> list[Tensor]:
-        """Input states of queries (B, d+f+1), thinkings and answers (B, G, d+f+1): an embedding, the features of an
-        answer, the known reward's sign, both scaled up; zeros for what a node has not. A receiver has no reward."""
-        features = self.standardised(groups)
-        known = torch.zeros_like(features[..., :1]) if rewards is None else self.known(rewards)
-        query = F.pad(groups.queries, (0, features.shape[-1] + 1))
-        thinking = torch.cat([groups.thinkings, torch.zeros_like(features), known], dim=-1)
-        answer = torch.cat([groups.answers, self.loud / features.shape[-1]**0.5 * features, known], dim=-1)
-        return [query, thinking, answer]
-
-    def known(self, rewards: Tensor) -> Tensor:
-        """The last column of a sender's inputs (B, G, 1): its rewards (B, G) as -1 or 1, scaled up."""
-        return self.loud * (2 * rewards[..., None] - 1) * (self.kind != "unlabelled")
-
-    def sums(self, query: Tensor, thinking: Tensor, answer: Tensor) -> list[Tensor]:
-        """`structural_sums`; without structural edges, what stands there."""
-        return [query, thinking, answer] if self.kind == "mlp" else structural_sums(query, thinking, answer)
-
-    def structure(self, layer: int, sums: list[Tensor]) -> list[Tensor]:
-        """What both structural GCN layers give queries (B, hidden), thinkings and answers (B, G, hidden), from their
-        `structural_sums`."""
-        query, thinking, pair = sums
-        upper, lower = self.query_thinking[layer].linear, self.thinking_answer[layer].linear
-        answer = lower(pair)
-        return [upper(query), upper(thinking) + answer, answer]
-
-    def reward_part(self, rewards: Tensor) -> list[Tensor]:
-        """What known rewards (B, G) add to `structure` in layer 0, where they are the last column of the inputs."""
-        known = self.known(rewards)
-        query, thinking, pair = self.sums(torch.zeros_like(known[:, 0]), known, known)
-        upper, lower = (relation[0].linear.weight[:, -1] for relation in (self.query_thinking, self.thinking_answer))
-        answer = pair * lower
-        return [query * upper, thinking * upper + answer, answer]
-
-    def sender_states(self, x: list[Tensor], own: list[Tensor], rewards: Tensor) -> list[list[Tensor]]:
-        """States of groups with known rewards before each layer, from their inputs `x` and the structural part `own` of
-        layer 0 that they have without rewards. No similarity edge comes in, so they depend on nobody else."""
-        states = [x]
-        for layer in range(len(self.similarity) - 1):
-            own = self.structure(layer, self.sums(*x)) if layer else map(torch.add, own, self.reward_part(rewards))
-            states.append(x := [F.relu(h) for h in own])
-        return states
-
-    def judge(self, own: list[Tensor], similar: list[list[Tensor]], features: Tensor) -> Tensor:
-        """Logits (B, G) from the structural part `own` of layer 0, and what similarity edges bring in each layer."""
-        for layer, heard in enumerate(similar):
-            own = self.structure(layer, self.sums(*x)) if layer else own
-            x = [self.dropout(F.relu(part + message)) for part, message in zip(own, heard)]
-        query, thinking, answer = x
-        query = self.query_head(query)[:, None]  # (B, 1, hidden/2)
-        rollout = self.rollout_head(torch.cat([thinking, answer, features], dim=-1))  # (B, G, hidden/2)
-        return (query * rollout).sum(-1) / query.shape[-1]**0.5 + self.bias
+    def structure(self, layer: int, x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
+        """One graph convolution over both kinds of structural edges, (n, w) -> (n, hidden)."""
+        return self.query_thinking[layer](x, edges[0]) + self.thinking_answer[layer](x, edges[1])
 
     def send(self, groups: Groups, rewards: Tensor) -> list[list[Tensor]]:
         """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B, hidden),
-        thinkings and answers (B, G, hidden)."""
-        own = self.structure(0, self.sums(*self.embed(groups)))
-        states = self.sender_states(self.embed(groups, rewards), own, rewards)
-        return [[relation(h) for relation, h in zip(*layer)] for layer in zip(self.similarity, states)]
+        thinkings and answers (B, G, hidden). No similarity edge comes in, so they depend on nobody else."""
+        x, edges, messages = self.inputs(groups, rewards), structural_edges(*rewards.shape, rewards.device), []
+        for layer, relations in enumerate(self.similarity):
+            x = F.relu(self.structure(layer - 1, x, edges)) if layer else x
+            messages.append([relation(h) for relation, h in zip(relations, by_type(x, *rewards.shape))])
+        return messages
 
     def receive(self, groups: Groups, messages: list[list[Tensor]], edges: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Logits (B, G) of groups without rewards, given the senders' `messages` and the `similarity_edges` to them."""
-        x = self.embed(groups)
-        edges = self.weigh(x, messages[0], edges)
-        similar = [[receive_messages(table, *edge) for table, edge in zip(tables, edges)] for tables in messages]
-        return self.judge(self.structure(0, self.sums(*x)), similar, self.standardised(groups))
-
-    def weigh(self, x: list[Tensor], messages: list[Tensor],
-              edges: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """(senders, weights) of the similarity edges, for all layers: `edge_weights`, or of kind "gat" those of GATv2
-        (arXiv 2105.14491, eq. 7), softmax_j a . leaky_relu(W h_j + V h_i), with layer 0's messages W h_j and inputs `x`
-        of receivers."""
-        if self.kind != "gat":
-            return [(senders, edge_weights(cosines)) for senders, cosines in edges]
-        weighed = []
-        for (senders, cosines), table, h, right, score in zip(edges, messages, x, self.attend_receiver, self.attend):
-            pairs = table.flatten(0, -2)[senders] + right(h)[..., None, :]  # (..., k, hidden)
-            scores = score(F.leaky_relu(pairs, 0.2)).squeeze(-1).masked_fill(cosines.isinf(), -1e9)
-            weighed.append((senders, scores.softmax(-1) * cosines.isfinite()))
-        return weighed
+        shape = groups.features.shape[:2]
+        x, inside = self.inputs(groups), structural_edges(*shape, groups.features.device)
+        for layer, tables in enumerate(messages):
+            heard = [receive_messages(table, senders, edge_weights(cosines)).flatten(0, -2)
+                     for table, (senders, cosines) in zip(tables, edges)]
+            x = self.dropout(F.relu(self.structure(layer, x, inside) + torch.cat(heard)))
+        query, thinking, answer = by_type(x, *shape)
+        return self.judge(query, thinking, answer, groups.features)
 
 
-def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbors: int, held_out: Tensor | None = None,
+def by_type(x: Tensor, count: int, size: int) -> list[Tensor]:
+    """The states of queries (B, w), thinkings and answers (B, G, w) out of those of all nodes (B + 2*B*G, w)."""
+    query, *rollouts = x.split([count, count * size, count * size])
+    return [query, *(part.unflatten(0, (count, size)) for part in rollouts)]
+
+
+class RewardMLP(nn.Module):
+    """The slow learner beside the memory: the embeddings themselves, and nobody is asked. Same use as RewardGNN."""
+
+    def __init__(self, dim: int, features: int, hidden: int = 64, layers: int = 2, dropout: float = 0.1):
+        super().__init__()
+        self.scale = dim**0.5  # a unit vector's entries become about 1, as features are
+
+        def tower(width: int) -> nn.Sequential:
+            widths = [width] + [hidden] * layers
+            return nn.Sequential(*(part for pair in zip(widths, widths[1:])
+                                   for part in (nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout))))
+
+        self.query, self.rollout = tower(dim), tower(2 * dim + features)
+        self.judge = Judge(hidden, hidden + features, hidden // 2)
+
+    def send(self, groups: Groups, rewards: Tensor) -> list:
+        """Nothing."""
+        return []
+
+    def receive(self, groups: Groups, messages: list, edges: list) -> Tensor:
+        """Logits (B, G)."""
+        rollout = torch.cat([self.scale * groups.thinkings, self.scale * groups.answers, groups.features], dim=-1)
+        return self.judge(self.query(self.scale * groups.queries), self.rollout(rollout), groups.features)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbors: int, held_out: Tensor | None = None,
         epochs: int = 150, patience: int = 20, learning_rate: float = 1e-3, weight_decay: float = 1e-2,
         seed: int = 0) -> list[dict]:
-    """Train on the memory's own rewards (M, G), leave-one-out: a group never hears from a group with the same id (M,).
+    """Train on the memory's own rewards (M, G), leave-one-out: a group never hears itself, but it hears the other groups
+    of its query, its siblings. So training looks like use, where a query has labelled ones that are much like it.
 
     Every group sends; the loss is the binary cross-entropy of all groups but those `held_out` (M,) marks. Training
     stops after `patience` epochs without a lower loss on those, and the best epoch's weights are restored; where none
-    is held out it lasts `patience` epochs. Returns one dict an epoch: epoch, train_loss, val_loss, val_auc (nan without
-    validation), best (True for the epoch kept). The global random state stays as it was.
+    is held out it lasts `patience` epochs. `ids` (M,) tells which groups are of one query. Returns one dict an epoch:
+    epoch, train_loss, val_loss, val_auc (nan without validation), best (True for the epoch kept). The global random
+    state stays as it was.
     """
-    model.train().standardise_by(memory.features)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    edges = similarity_edges(memory, memory, neighbors, ids[:, None] == ids, ids)
     held_out = torch.zeros_like(ids, dtype=torch.bool) if held_out is None else held_out
-    # What no epoch changes is computed once. As sums commute with W, messages are summed first, here, and multiplied by
-    # W for the rows that are judged: sums of layer 0 are constant, and held-out rows take no part in the gradient.
-    asked, inputs, features = model.embed(memory), model.embed(memory, rewards), model.standardised(memory)
-    sums = model.sums(*asked)
+    edges = similarity_edges(memory, memory, neighbors, same_rollouts(memory), ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    history, best, weights = [], {"epoch": 0, "val_loss": math.inf}, None
 
-    def weigh() -> list[tuple[Tensor, Tensor]]:
-        return model.weigh(asked, [relation(h) for relation, h in zip(model.similarity[0], inputs)], edges)
+    parts = [(memory.rows(part), [(senders[part], cosines[part]) for senders, cosines in edges], rewards[part])
+             for part in (~held_out, held_out)]
 
-    def judge(part: Tensor, own: list[Tensor], heard: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        similar = [[relation(h[part]) for relation, h in zip(*layer)] for layer in zip(model.similarity, heard)]
-        logits = model.judge([h[part] for h in own], similar, features[part])
-        return logits, F.binary_cross_entropy_with_logits(logits, rewards[part])
+    def judge(groups: Groups, edges: list[tuple[Tensor, Tensor]], truth: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.receive(groups, model.send(memory, rewards), edges)
+        return logits, F.binary_cross_entropy_with_logits(logits, truth)
 
-    listen = lambda x, weighed: [receive_messages(h, *edge) for h, edge in zip(x, weighed)]  # noqa: E731
-    history, best, weights, weighed = [], {"epoch": 0, "val_loss": math.inf}, None, None
     with seeded(seed, ids.device):
         for epoch in range(epochs if held_out.any() else min(epochs, patience)):
-            if weighed is None or model.kind == "gat":  # attention alone changes with training
-                weighed = weigh()
-                heard_first = listen(inputs, weighed)
-            own = model.structure(0, sums)  # serves senders, training and validation: all before the step
-            heard = [heard_first] + [listen(x, weighed) for x in model.sender_states(inputs, own, rewards)[1:]]
-            _, loss = judge(~held_out, own, heard)
-            history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan,
-                            "best": False})
+            model.train()
+            _, loss = judge(*parts[0])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan, "best": False})
             if held_out.any():
                 model.eval()
                 with torch.no_grad():
-                    logits, val_loss = judge(held_out, own, heard)
-                model.train()
+                    logits, val_loss = judge(*parts[1])
                 auc = metrics(logits.sigmoid().flatten(), rewards[held_out].flatten())["auc"]
                 history[-1].update(val_loss=val_loss.item(), val_auc=auc)
                 if val_loss < best["val_loss"]:
                     best, weights = history[-1], copy.deepcopy(model.state_dict())  # no alias: it trains on
                 elif epoch - best["epoch"] >= patience:
                     break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
     if weights is None:
         best = history[-1]
     else:
@@ -298,6 +282,13 @@ def fit(model: RewardGNN, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
     best["best"] = True
     model.eval()
     return history
+
+
+def same_rollouts(groups: Groups) -> Tensor:
+    """(M, M) marks the groups that hold the same rollouts, whatever their ids: each group itself, and its copies."""
+    rows = torch.cat([part.flatten(1) for part in groups], dim=1)
+    number = rows.unique(dim=0, return_inverse=True)[1]
+    return number[:, None] == number
 
 
 def calibrate(inputs: Tensor, rewards: Tensor, strength: float = 3.0) -> Tensor:
@@ -377,3 +368,37 @@ def calibration_error(probabilities: Tensor, rewards: Tensor, bins: int = 10) ->
     bin_of = (probabilities * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins, device=rewards.device).index_add(0, bin_of, probabilities - rewards)
     return gaps.abs().sum().item() / len(rewards)
+
+
+# ------------------------------------------------------------------------------------------------- which labels to buy
+
+
+def facility_location(embeddings: Tensor, count: int, picked: Sequence[int] = (),
+                      block: int = 1024) -> tuple[list[int], list[float]]:
+    """The `count` rows of `embeddings` (n, d) that together stand nearest to all, best first: greedily the row j that adds
+    most to sum_i max(0, max_{j picked} cos_ij), which is within 1 - 1/e of the best choice (Nemhauser et al., 1978). Every
+    prefix is a choice of its own. `picked` rows are there already and are not chosen again; a tie goes to the first row.
+
+    Returns the rows and, for each, what it added, as a share of n: their sum is the mean cosine of a row to the nearest
+    pick. Only rows that a pick brings nearer change what others would add, so the cosines are computed for these,
+    `block` rows at a time; all of them never exist at once.
+
+    >>> facility_location(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]]), count=2)[0]
+    [2, 3]
+    """
+    x = F.normalize(embeddings.float(), dim=-1)
+    nearest, gains = x.new_zeros(len(x)), x.new_zeros(len(x), dtype=torch.float64)
+    for rows in torch.arange(len(x), device=x.device).split(block):
+        gains += (x[rows] @ x.T).clamp(min=0).sum(0)
+    order, added, picked = [], [], list(picked)
+    for number in range(len(picked) + min(count, len(x) - len(picked))):
+        best = picked[number] if number < len(picked) else int(gains.round(decimals=5).argmax())
+        if number >= len(picked):
+            order.append(best)
+            added.append(gains[best].item() / len(x))
+        nearer = torch.maximum(nearest, x @ x[best])
+        for rows in (nearer > nearest).nonzero().squeeze(1).split(block):
+            cosines = (x[rows] @ x.T).minimum(nearer[rows, None])  # what lies beyond the new pick can still be gained
+            gains -= cosines.sub_(nearest[rows, None]).clamp_(min=0).sum(0)
+        nearest, gains[best] = nearer, -math.inf
+    return order, added

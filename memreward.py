@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import LETTERS, Task, extract_code, hide_labels, parse_code, reach_hub, split_response, verify_batch
-from gnn import (Groups, RewardGNN, calibrate, calibration_error, edge_weights, fit, fold_ids, metrics, receive_messages,
-                 seeded, similarity_edges)
+from gnn import (Groups, RewardGNN, RewardMLP, calibrate, calibration_error, edge_weights, fit, fold_ids, metrics,
+                 receive_messages, same_rollouts, seeded, similarity_edges)
 
 
 class ExperienceMemory:
@@ -33,7 +33,7 @@ class ExperienceMemory:
 
     def __init__(self, config):
         self.config, self.ids = config, []  # ids: the query each group belongs to
-        self.groups = self.rewards = self.weights = None
+        self.groups = self.rewards = self.weights = self.scale = None
         self.models, self.messages = [], []  # networks, and what each of them sends
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class ExperienceMemory:
         old_rows, new_rows = kept[kept < count], kept[kept >= count] - count
         append = lambda old, new: torch.cat([old[old_rows], new[new_rows]])  # noqa: E731
         with torch.inference_mode():
-            sent = [model.send(new, rewards) for model in self.models]
+            sent = [model.send(self._scaled(new), rewards) for model in self.models]
         self.messages = [[[append(*pair) for pair in zip(*layer)] for layer in zip(*each)]
                          for each in zip(self.messages, sent)]
         self.ids = [ids[row] for row in kept]
@@ -77,20 +77,22 @@ class ExperienceMemory:
         if not set(self.ids) - set(without):
             raise ValueError("the memory is empty: remember labelled rollouts before fit")
         config, rows = self.config, torch.tensor([row for row, id in enumerate(self.ids) if id not in without])
-        groups, rewards, ids = self.groups.rows(rows), self.rewards[rows], self._numbers(self.ids)[rows]
+        std, mean = torch.std_mean(self.groups.features[rows].flatten(0, 1), dim=0, correction=0)
+        self.scale = mean, std.masked_fill(std < 1e-6, math.inf)  # a feature that never varies says nothing
+        groups, rewards, ids = self._scaled(self.groups).rows(rows), self.rewards[rows], self._numbers(self.ids)[rows]
         with seeded(seed, rewards.device):
             folds = fold_ids(ids, max(5, config.gnn_networks))
             self.models = [self._network(number) for number in range(config.gnn_networks)]
-        histories, self.messages, inputs = [], [], rewards.new_zeros(*rewards.shape, groups.features.shape[-1] + 2)
-        edges = self._edges(groups, groups, ids[:, None] == ids, ids)
-        for fold, model in enumerate(self.models):
-            histories.append(fit(
-                model, groups, rewards, ids, self._reach(model), folds == fold, config.gnn_epochs, config.gnn_patience,
-                config.gnn_learning_rate, config.gnn_weight_decay, seed + fold))
-            with torch.inference_mode():
-                logits = model.receive(groups, model.send(groups, rewards), edges[self._reach(model)])
-                self.messages.append(model.send(self.groups, self.rewards))
-            inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]
+        inputs = rewards.new_zeros(*rewards.shape, groups.features.shape[-1] + 2)
+        histories = [fit(model, groups, rewards, ids, config.neighbors, folds == fold, config.gnn_epochs,
+                         config.gnn_patience, config.gnn_learning_rate, config.gnn_weight_decay, seed + fold)
+                     for fold, model in enumerate(self.models)]
+        with torch.inference_mode():
+            edges = similarity_edges(groups, groups, config.neighbors, same_rollouts(groups), ids)  # as in training
+            for fold, model in enumerate(self.models):
+                logits = model.receive(groups, model.send(groups, rewards), edges)
+                inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]
+            self.messages = [model.send(self._scaled(self.groups), self.rewards) for model in self.models]
         held_out = (folds >= 0) & (folds < len(self.models))
         self.weights = calibrate(inputs[held_out].flatten(0, 1), rewards[held_out].flatten())
         return histories
@@ -139,7 +141,7 @@ class ExperienceMemory:
         """Write memory, network and cached messages to one file; an interrupted save leaves the old file whole."""
         models = [model.state_dict() for model in self.models]
         torch.save({"ids": self.ids, "groups": self.groups and list(self.groups), "rewards": self.rewards,
-                    "models": models, "weights": self.weights, "messages": self.messages, "shape": self._shape()},
+                    "models": models, "weights": self.weights, "scale": self.scale, "messages": self.messages, "shape": self._shape()},
                    f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
 
@@ -151,6 +153,7 @@ class ExperienceMemory:
                              f"settings {self._shape()}")
         self.ids, self.rewards, self.messages = state["ids"], state["rewards"], state["messages"]
         self.groups, self.weights, self.models = state["groups"] and Groups(*state["groups"]), state["weights"], []
+        self.scale = state["scale"]
         for weights in state["models"]:
             with seeded(0, self.rewards.device):  # the random weights are replaced at once
                 self.models.append(self._network(len(self.models)).eval())
@@ -160,23 +163,22 @@ class ExperienceMemory:
     def _shape(self) -> list:
         return [self.config.gnn, self.config.gnn_networks, self.config.gnn_hidden, self.config.gnn_layers]
 
-    def _network(self, number: int) -> RewardGNN:
-        widths, config = (self.groups.queries.shape[-1], self.groups.features.shape[-1]), self.config
+    def _network(self, number: int) -> RewardGNN | RewardMLP:
+        config = self.config
         kind = ("gcn", "mlp")[number % 2] if config.gnn == "mixed" else config.gnn
-        return RewardGNN(*widths, config.gnn_hidden, config.gnn_layers, config.gnn_dropout, kind).to(self.rewards.device)
+        shape = (self.groups.queries.shape[-1], self.groups.features.shape[-1], config.gnn_hidden, config.gnn_layers,
+                 config.gnn_dropout)
+        model = RewardMLP(*shape) if kind == "mlp" else RewardGNN(*shape, kind)
+        return model.to(self.rewards.device)
 
-    def _reach(self, model: RewardGNN) -> int:
-        """k of a network: one without edges listens to nobody."""
-        return 0 if model.kind == "mlp" else self.config.neighbors
-
-    def _edges(self, receivers: Groups, memory: Groups, hidden: Tensor, ids: Tensor) -> dict[int, list]:
-        """`similarity_edges` for each k that a network has."""
-        return {k: similarity_edges(receivers, memory, k, hidden, ids) for k in set(map(self._reach, self.models))}
+    def _scaled(self, groups: Groups) -> Groups:
+        """The groups with features of mean 0 and deviation 1 over the memory that was fitted."""
+        mean, std = self.scale
+        return groups._replace(features=(groups.features - mean) / std)
 
     def _inputs(self, logits: Tensor, groups: Groups) -> Tensor:
-        """What the calibration weighs (B, G, f+2): a logit (B, G), standardised features, a 1."""
-        features = self.models[0].standardised(groups)
-        return torch.cat([logits[..., None], features, torch.ones_like(logits[..., None])], dim=-1)
+        """What the calibration weighs (B, G, f+2): a logit (B, G), scaled features, a 1."""
+        return torch.cat([logits[..., None], groups.features, torch.ones_like(logits[..., None])], dim=-1)
 
     def _groups(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor) -> Groups:
         """Checked float32 tensors with embeddings of length 1, so that only their direction counts."""
@@ -207,10 +209,10 @@ class ExperienceMemory:
     @torch.inference_mode()
     def _judge(self, groups: Groups, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (B, G) and the similarity edges they rest on."""
-        edges = self._edges(groups, self.groups, hidden, self._numbers(self.ids))
-        logits = [model.receive(groups, messages, edges[self._reach(model)])
-                  for model, messages in zip(self.models, self.messages)]
-        return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges[max(edges)]
+        groups = self._scaled(groups)
+        edges = similarity_edges(groups, self.groups, self.config.neighbors, hidden, self._numbers(self.ids))
+        logits = [model.receive(groups, messages, edges) for model, messages in zip(self.models, self.messages)]
+        return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges
 
 
 def trace_lines(trace: list[dict], titles: Sequence[str]) -> list[str]:
@@ -515,12 +517,11 @@ def probe_rows(config, features: Sequence[str], encoders: Sequence[str]) -> dict
         "vote of the k nearest rollouts": {"predictor": "vote"},
         "MLP (no edges)": {"gnn": "mlp"},
         "the official code's graph and features": {
-            "gnn": "unlabelled", "gnn_networks": 1, "neighbors": 0, "features": "magnitude,parsed,majority"},
-        "GCN, labels no inputs (the paper)": {"gnn": "unlabelled"},
-        "GCN, labels as inputs": {"gnn": "gcn"},
+            "gnn": "paper", "gnn_networks": 1, "neighbors": 0, "features": "magnitude,parsed,majority"},
+        "GCN of embeddings, labels no inputs (the paper)": {"gnn": "paper"},
+        "GCN of features and labels": {"gnn": "gcn"},
         f"{config.gnn} networks (default)": {},
         "one GCN": {"gnn": "gcn", "gnn_networks": 1},
-        "GATv2 attention for the mean": {"gnn": "gat"},
         "without thinkings": {"blank": "thinkings"},
         "without similarity edges": {"neighbors": 0},
         "without answer features": {"features": ""},
@@ -577,7 +578,7 @@ def probe(tasks: Sequence[Task], responses: Sequence[Sequence[str]], keys: Keys,
           mask: Tensor | None = None) -> Iterator[dict]:
     """Measure every row of `probe_rows`: what training runs, with one thing changed. Each seed hides other labels.
 
-    Measured are the networks, fitted on all labels of the split: training keeps `audit_fraction` of them back, and
+    Measured are the networks, fitted on all labels of the split: training keeps `drift_fraction` of them back, and
     gives 0 to what has no answer (`predict_rewards`).
 
     Yields name, default (True: what training does), and as means over seeds, with standard errors NAME_se: labels,

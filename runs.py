@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 MODES = ("r1p", "majority", "memreward", "oracle")
 LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
 VARIANTS = {  # rows of compare beside the four modes
-    "refit": {"refit_every": 50}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5},
+    "grow": {"memory": "grow"}, "refit": {"memory": "refit"}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5},
     **{f"{mode} {ratio}": {"mode": mode, "label_ratio": ratio} for ratio in (0.1, 0.4, 0.7) for mode in ("r1p", "memreward")}}
 
 
@@ -302,7 +302,7 @@ class Drift(Tally):
 
     def __init__(self, labelled: list, config):
         super().__init__(config.threshold)
-        count = round(config.audit_fraction * len(labelled)) if config.mode == "memreward" else 0
+        count = round(config.drift_fraction * len(labelled)) if config.mode == "memreward" else 0
         self.ids = set(random.Random(f"audit {config.seed}").sample([task.id for task in labelled], count))
         self.queries, self.warm_up = [], 0  # whose rollouts they are; the first so many are the warm-up's
 

@@ -52,7 +52,7 @@ PRESETS = {
 
 
 READ_BY = {"seeds": ("compare", "probe"), "variants": ("compare",), "rollouts": ("probe",), "resume": ("train", "explain")}
-MEMORY = ("encoder neighbors threshold reward abstain audit_fraction refit_every groups_per_query features gnn "
+MEMORY = ("neighbors threshold reward abstain drift_fraction memory refit_every groups_per_query features gnn "
           "gnn_networks gnn_hidden gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs gnn_patience").split()  # fmt: skip
 
 
@@ -69,6 +69,9 @@ class Config:
         "memreward", "who rewards unlabelled rollouts: memreward (the memory), majority (the group's vote), nobody (r1p: "
         "train on the labelled tasks only), oracle (every task keeps its label)")  # fmt: skip
     label_ratio: float = setting(LABEL_RATIO, "share of the training tasks that keep their label; oracle needs 1 and takes it")
+    label_pick: Literal["random", "coverage"] = setting(
+        "random", "which tasks keep their label: drawn at random, or those whose queries stand nearest to all others (greedy "
+        "facility location on the encoder's embeddings)")
     preset: Literal[tuple(PRESETS)] = setting("none", "settings of a known experiment; other flags change them")
     tasks: str = setting("world", "'world' (built in), benchmarks by name, paths of .jsonl files; several with commas")
     ood: str = setting("", "more of these, on which the policy is tested and never trained (out of domain)")
@@ -109,17 +112,20 @@ class Config:
     reward: Literal["hard", "soft"] = setting("hard", "predicted rewards are 0 or 1 by the threshold, or the probability "
                                            "itself, whose small differences --advantage_norm std makes large")
     abstain: float = setting(0.0, "groups whose predictions p are, on average, less sure than this, |2p - 1|, teach nothing")
-    audit_fraction: float = setting(0.1, "share of the labelled queries that the reward networks never train, stop or calibrate "
+    drift_fraction: float = setting(0.1, "share of the labelled queries that the reward networks never train, stop or calibrate "
                                     "on, so that the log can tell how well they do while the policy drifts")  # fmt: skip
-    refit_every: int = setting(0, "steps between new fits of the reward network, on a memory that fresh verified "
-                               "rollouts have joined; 0 freezes both after the warm-up, as in the paper")  # fmt: skip
-    groups_per_query: int = setting(2, "newest groups of rollouts that the memory keeps of a query")
+    memory: Literal["frozen", "grow", "refit"] = setting(
+        "frozen", "after the warm-up: frozen, as in the paper; grow, verified rollouts of labelled tasks join it; refit, "
+        "and its networks are fitted anew every --refit_every steps")
+    refit_every: int = setting(50, "steps between new fits of the reward networks, with --memory refit")
+    groups_per_query: int = setting(2, "groups of rollouts of every labelled query that the warm-up samples, and newest ones that "
+                               "stay: in training, a group hears the others of its query, its siblings")
     features: str = setting("auto", "what the networks are told of an answer, out of magnitude, parsed, majority (the paper's), "
                             "agreement, overlap, coverage, sound, mean_logprob, min_logprob; auto: parsed and the "
                             "log-probabilities with the built-in policy, else all but magnitude and majority")  # fmt: skip
-    gnn: Literal["mixed", "gcn", "unlabelled", "gat", "mlp"] = setting(
-        "mixed", "kind of reward networks: gcn; unlabelled (known rewards are no inputs, as in the paper); gat (attention); mlp "
-        "(no edges); mixed (gcn and mlp take turns)")  # fmt: skip
+    gnn: Literal["mixed", "gcn", "mlp", "paper"] = setting(
+        "mixed", "kind of reward networks: gcn (features and known rewards travel, embeddings make the edges), mlp (embeddings, no "
+        "edges), mixed (these two take turns), paper (its GCN: embeddings are inputs, known rewards are not)")
     gnn_networks: int = setting(5, "reward networks whose logits are averaged, each stopped on another part of the labels")
     gnn_hidden: int = setting(64, "width of the reward network (the paper: 512)")
     gnn_layers: int = setting(2, "layers of the reward network")
@@ -154,15 +160,15 @@ class Config:
         check(self.gnn_hidden > 1, f"gnn_hidden: {self.gnn_hidden} must be 2 or more")
         positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length max_response_length "
                     "learning_rate updates_per_batch sample_batch_size micro_batch_size max_grad_norm neighbors groups_per_query "
-                    "gnn_layers gnn_networks gnn_learning_rate gnn_epochs gnn_patience eval_every keep seeds")  # fmt: skip
+                    "gnn_layers gnn_networks gnn_learning_rate gnn_epochs gnn_patience eval_every keep seeds refit_every")  # fmt: skip
         for name in positive.split():
             check(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
         check(not self.profile or self.steps >= 5, f"profile: needs 5 steps, steps is {self.steps}")
         check(0 < self.label_ratio <= 1, f"label_ratio: {self.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")
         check(self.group_size > 1, f"group_size: {self.group_size} gives no advantage; GRPO compares 2 rollouts or more")
-        for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "audit_fraction"):
+        for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "drift_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name}: {getattr(self, name)} is outside [0, 1)")
-        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "refit_every", "eval_samples"):
+        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples"):
             check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
 
 
@@ -247,6 +253,7 @@ def start(config: Config, training: bool = True) -> Run:
     run.model, run.optimizer = accelerator.prepare(policy, optimizer)
     if config.mode == "memreward":
         run.memory = ExperienceMemory(config)
+    if config.mode == "memreward" or config.label_pick == "coverage":
         run.encode = make_encoder(config.encoder, tokenizer, accelerator.device)
     return run
 
@@ -368,7 +375,9 @@ def train(config: Config) -> dict:
     config.output_dir = config.resume or config.output_dir or time.strftime(f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
     run = start(config)
     everything, test = load_data(run)
-    tasks, audit = hide_labels(everything, config.label_ratio, config.seed), Audit(everything, config.threshold)
+    order = pick(run, everything) if config.label_pick == "coverage" and config.label_ratio < 1 else None
+    tasks = hide_labels(everything, config.label_ratio, config.seed, order)
+    audit = Audit(everything, config.threshold)
     del everything  # from here on a hidden label exists in the audit only
     labelled = [task for task in tasks if task.labelled]
     open_folder(run, tasks, test)
@@ -405,18 +414,41 @@ def train(config: Config) -> dict:
     return finish(run, log, audit)
 
 
+def pick(run: Run, tasks: list) -> list[str]:
+    """Ids of the tasks in the order in which their labels are worth most: those first that stand for many others."""
+    import torch
+
+    from gnn import facility_location
+    from grpo import forward_responses, tokenize_rollouts
+
+    queries = []
+    for first in range(0, len(tasks), EVALUATION_BATCH):
+        some = tasks[first : first + EVALUATION_BATCH]
+        rollouts = tokenize_rollouts(run.tokenizer, [render(run.tokenizer, task) for task in some], [""] * len(some))
+        hidden = None
+        if run.config.encoder == "policy":
+            ids, mask = rollouts.ids.to(run.device), rollouts.attention_mask.to(run.device)
+            with torch.no_grad():
+                hidden = forward_responses(run.reference, ids, mask, rollouts.mask.shape[1], hidden=True,
+                                           batch_size=run.config.micro_batch_size).hidden
+        queries.append(run.encode(some, rollouts, hidden)[0])
+    order, _ = facility_location(torch.cat(queries), round(run.config.label_ratio * len(tasks)))
+    return [tasks[row].id for row in order]
+
+
 def warm_up(run: Run, labelled: list, drift: Drift) -> None:
     """Step 1: the initial policy's verified rollouts of the labelled tasks are the memory; train the reward network on it."""
     from tqdm import tqdm
 
     from memreward import acquire_rewards
 
-    mine, seen = share(run, labelled), []
+    visits = [(task, f"{task.id} sibling {n}" if n else task.id) for n in range(run.config.groups_per_query) for task in labelled]
+    mine, seen = share(run, visits), []
     size = run.config.batch_size // run.accelerator.num_processes
     bar = tqdm(range(0, len(mine), size), "warm-up", leave=False, delay=10, disable=not run.accelerator.is_main_process)
     for first in bar:
-        tasks = mine[first : first + size]
-        experience = roll_out(run, tasks, [task.id for task in tasks], 0, Stopwatch())
+        tasks, keys = zip(*mine[first : first + size])
+        experience = roll_out(run, tasks, keys, 0, Stopwatch())
         rewards, _ = acquire_rewards(tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys)
         seen.append((dataclasses.replace(experience, rollouts=None, ref_logprobs=None), rewards))  # no tokens: all stay a while
     join(run, [row for pair in seen for row in remember(run, *pair)])
@@ -452,9 +484,9 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
     audit.add(run, experience)
     lap("audit")
     # 6. If wanted, fresh verified rollouts join the memory (no new label is used) and the networks are fitted anew.
-    if run.memory is not None and config.refit_every > 0:
+    if run.memory is not None and config.memory != "frozen":
         join(run, remember(run, experience, rewards))
-        if step % config.refit_every == 0:
+        if config.memory == "refit" and step % config.refit_every == 0:
             fit_memory(run, config.seed + step, drift)
         lap("remember")
     log.step(step, experience, rewards, source, stats, lap, audit.metrics(audited), drift.metrics(checked))

@@ -8,7 +8,7 @@ import torch
 
 import memreward
 from data import Task, hide_labels
-from gnn import Groups, calibrate, fold_ids, metrics, seeded, similarity_edges
+from gnn import Groups, RewardGNN, RewardMLP, calibrate, fold_ids, metrics, seeded, similarity_edges
 from memreward import Bench, ExperienceMemory, hide_and_predict, probe
 
 torch.set_num_threads(1)
@@ -24,8 +24,8 @@ def config(**overrides):
 
 def random_groups(count, seed=0, size=G):
     g = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
-    return Groups(draw(count, D), draw(count, size, D), draw(count, size, D), draw(count, size, F))
+    shapes = (count, D), (count, size, D), (count, size, D), (count, size, F)
+    return Groups(*(torch.randn(*shape, generator=g) for shape in shapes))
 
 
 def random_rewards(count, seed=0):
@@ -43,7 +43,8 @@ def fitted(count=12, groups=None, rewards=None, **overrides):
 def with_rewards(memory, rewards):
     """The same network and groups with other rewards."""
     other = copy.copy(memory)
-    other.rewards, other.messages = rewards, [model.send(memory.groups, rewards) for model in memory.models]
+    groups = memory._scaled(memory.groups)
+    other.rewards, other.messages = rewards, [model.send(groups, rewards) for model in memory.models]
     return other
 
 
@@ -121,7 +122,7 @@ def test_remembering_later_equals_sending_everything_again():
     memory, new = fitted(), random_groups(5, seed=1)
     for step in range(3):
         memory.remember([f"q{step}", f"new{step}", "q0"], *random_groups(3, seed=step), random_rewards(3, seed=step))
-    again = [model.send(memory.groups, memory.rewards) for model in memory.models]
+    again = [model.send(memory._scaled(memory.groups), memory.rewards) for model in memory.models]
     for cached, table in zip(sum(sum(memory.messages, []), []), sum(sum(again, []), []), strict=True):
         assert torch.allclose(cached, table, atol=1e-5)
     before = memory.predict(*new)
@@ -179,7 +180,7 @@ def test_explain_says_what_predict_did():
                 assert other["cosine"] == pytest.approx(
                     torch.cosine_similarity(vectors[0, g], known[row, other["rollout"]], dim=0).item(), abs=1e-5)
     smaller = ExperienceMemory(config())  # moved: leave q2 and the nearest out of the memory for good and ask again
-    smaller.models, smaller.weights = memory.models, memory.weights
+    smaller.models, smaller.weights, smaller.scale = memory.models, memory.weights, memory.scale
     smaller.messages = [[[table[:0] for table in layer] for layer in each] for each in memory.messages]
     keep = [i for i, id in enumerate(memory.ids) if id not in ("q2", trace[0]["queries"][0]["id"])]
     smaller.remember([memory.ids[i] for i in keep], *memory.groups.rows(keep), memory.rewards[keep])
@@ -198,7 +199,7 @@ def test_explain_with_nobody_left_to_hear_from():
 def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
     memory, new, path = fitted(), random_groups(5, seed=1), tmp_path / "memory.pt"
     if not fit_first:
-        memory.models, memory.messages, memory.weights = [], [], None
+        memory.models, memory.messages, memory.weights, memory.scale = [], [], None, None
     memory.save(path)
     state = torch.get_rng_state()
     loaded = ExperienceMemory(config())
@@ -301,27 +302,32 @@ def test_fresh_groups_of_a_query_do_not_crowd_out_other_queries():
 
 
 def test_calibration_sees_only_logits_of_networks_that_did_not_train_on_the_query():
-    memory, seed = fitted(gnn="gcn", gnn_networks=3), 0
-    with seeded(seed, torch.device("cpu")):
-        folds = fold_ids(torch.arange(12), 5)
-    rows, flat = [], memory.groups.features.flatten(0, 1)
-    mean, std = flat.mean(0), flat.std(0, correction=0)
+    """Two groups a query: a group is hidden from itself and hears its sibling, as in training."""
+    ids, groups, rewards, memory = [f"q{i % 6}" for i in range(12)], random_groups(12), random_rewards(12), None
+    memory = ExperienceMemory(config(gnn="gcn", gnn_networks=3))
+    memory.remember(ids, *groups, rewards)
+    memory.fit(seed=0)
+    with seeded(0, torch.device("cpu")):
+        folds = fold_ids(torch.arange(6).repeat(2), 5)
+    flat, rows = groups.features.flatten(0, 1), []
+    z = (groups.features - flat.mean(0)) / flat.std(0, correction=0)
+    unit = Groups(*(torch.nn.functional.normalize(part, dim=-1) for part in groups[:3]), z)
     for m in range(12):
         if folds[m] < 3:  # of five folds three are held out by a network
-            others = [row for row in range(12) if row != m]
-            network, own, known = memory.models[folds[m]], memory.groups.rows([m]), memory.groups.rows(others)
-            sent = network.send(known, memory.rewards[others])
-            logits = network.receive(own, sent, similarity_edges(own, known, k=3))
-            z = (memory.groups.features - mean) / std
-            rows += [([logits[0, g].item(), *z[m, g].tolist(), 1.0], memory.rewards[m, g].item()) for g in range(G)]
-    inputs, rewards = map(torch.tensor, zip(*rows))
-    assert torch.allclose(memory.weights, calibrate(inputs, rewards), atol=1e-3)
+            others = torch.tensor([row for row in range(12) if row != m])
+            network, own, known = memory.models[folds[m]], unit.rows([m]), unit.rows(others)
+            edges = similarity_edges(own, known, 3, ids=others % 6)
+            logits = network.receive(own, network.send(known, rewards[others]), edges)
+            rows += [([logits[0, g].item(), *z[m, g].tolist(), 1.0], rewards[m, g].item()) for g in range(G)]
+    inputs, truth = map(torch.tensor, zip(*rows, strict=True))
+    assert torch.allclose(memory.weights, calibrate(inputs, truth), atol=1e-3)
     new = random_groups(2, seed=1)
-    edges = similarity_edges(Groups(*new), memory.groups, 3)
-    unit = [torch.nn.functional.normalize(part, dim=-1) for part in new[:3]]
-    logits = torch.stack([network.receive(Groups(*unit, new.features), sent, edges)
-                          for network, sent in zip(memory.models, memory.messages)]).mean(0)
-    expected = memory.weights[0] * logits + (new.features - mean) / std @ memory.weights[1:-1] + memory.weights[-1]
+    features = (new.features - flat.mean(0)) / flat.std(0, correction=0)
+    asked = Groups(*(torch.nn.functional.normalize(part, dim=-1) for part in new[:3]), features)
+    edges = similarity_edges(asked, unit, 3, ids=torch.arange(12) % 6)
+    logits = torch.stack([network.receive(asked, sent, edges)
+                          for network, sent in zip(memory.models, memory.messages, strict=True)]).mean(0)
+    expected = memory.weights[0] * logits + features @ memory.weights[1:-1] + memory.weights[-1]
     assert torch.allclose(torch.logit(memory.predict(*new)), expected, atol=1e-4)
 
 
@@ -349,17 +355,29 @@ def test_fewer_queries_than_folds_leave_the_logits_as_they_are():
 
 def test_mixed_networks_take_turns_and_average():
     new, memory = random_groups(5, seed=1), fitted()
-    assert [model.kind for model in memory.models] == ["gcn", "mlp"]
-    deaf = copy.deepcopy(memory)
-    deaf.messages[1] = [[part + 1 for part in layer] for layer in deaf.messages[1]]
-    assert torch.equal(deaf.predict(*new), memory.predict(*new)), "a network without edges listened"
-    edges = similarity_edges(memory._groups(*new), memory.groups, 3)
-    none = similarity_edges(memory._groups(*new), memory.groups, 0)
+    assert [type(model) for model in memory.models] == [RewardGNN, RewardMLP]
+    groups = memory._scaled(memory._groups(*new))
+    edges = similarity_edges(groups, memory.groups, 3)
     with torch.no_grad():
-        logits = [model.receive(memory._groups(*new), sent, heard)
-                  for model, sent, heard in zip(memory.models, memory.messages, (edges, none))]
-        expected = (memory._inputs(sum(logits) / 2, memory._groups(*new)) @ memory.weights).sigmoid()
+        logits = [model.receive(groups, sent, edges)
+                  for model, sent in zip(memory.models, memory.messages, strict=True)]
+        expected = (memory._inputs(sum(logits) / 2, groups) @ memory.weights).sigmoid()
     torch.testing.assert_close(memory.predict(*new), expected)
+
+
+def test_a_remembered_group_of_a_new_kind_changes_predictions_of_that_kind_alone():
+    """Two kinds of questions at right angles: what is remembered of the second, without a fit, is heard there only."""
+    kinds = torch.eye(D)[:2]
+    first, second, asked = random_groups(12), random_groups(4, seed=1), random_groups(8, seed=2)
+    kind_of = torch.tensor([0, 1] * 4)
+    for groups, of in ((first, torch.zeros(12, dtype=torch.long)), (second, torch.ones(4, dtype=torch.long)),
+                       (asked, kind_of)):
+        groups.queries[:] = kinds[of] + 0.01 * groups.queries
+    memory = fitted(12, first, gnn="gcn")
+    before = memory.predict(*asked)
+    memory.remember([f"new{i}" for i in range(4)], *second, random_rewards(4, seed=1))
+    changed = (memory.predict(*asked) - before).abs().amax(1)
+    assert (changed[kind_of == 1] > 1e-4).all() and (changed[kind_of == 0] < 1e-6).all()
 
 
 def bench(**overrides):
