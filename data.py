@@ -2,8 +2,8 @@
 
 A task is a question with, perhaps, its label: a reference answer (math, qa) or assert tests (code). The label is what
 MemReward economises: `hide_labels` takes it away for good, and `verify` refuses a task that has none.
-How answers are judged stands in verifiers.py (math, multiple choice) and sandbox.py (code). A domain of your own is an
-instruction in INSTRUCTIONS and a function in VERIFIERS.
+How answers are judged stands in support/answers.py (math, multiple choice) and support/sandbox.py (code). A domain of
+your own is an instruction in INSTRUCTIONS and a function in VERIFIERS.
 """
 
 import itertools
@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from sandbox import code_key, extract_code, parse_code, signatures, verify_code, verify_code_batch
-from verifiers import last_boxes, question_key, split_response, text_key, verify_math, verify_qa
+from support.answers import last_boxes, question_key, split_response, text_key, verify_math, verify_qa
+from support.sandbox import code_key, extract_code, parse_code, signatures, verify_code, verify_code_batch
 
 __all__ = ["BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key", "extract_code",
            "hide_labels", "load_splits", "load_tasks", "make_prompt", "parse_code", "reach_hub", "small_world", "split_response",

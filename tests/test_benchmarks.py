@@ -19,7 +19,7 @@ import pytest
 
 import data
 from data import BENCHMARKS, CUT_BY_HASH, Task, load_splits, load_tasks, make_prompt, question_key, verify
-from sandbox import signatures, survey
+from support.sandbox import signatures, survey
 
 # ---- rows as the hub has them, and a hub that holds nothing else ----
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import sandbox as data
-from sandbox import code_key, extract_code, survey, verify_code, verify_code_batch
+import support.sandbox as data
+from support.sandbox import code_key, extract_code, survey, verify_code, verify_code_batch
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's guards are Linux's")
 ADD = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", "assert add(10, 5) == 15"]
@@ -699,8 +699,8 @@ def test_the_solution_starts_from_nothing(monkeypatch):
     monkeypatch.setenv("TOKEN", "secret")
     data.forget_server()  # the next one starts from an environment with the token
     folders = set(Path(tempfile.gettempdir()).iterdir())
-    project = str(Path(data.__file__).parent)
-    tests = [f"env, files, path, fds = look()\nassert (env, files, {project!r} in path, fds) == ({{}}, [], False, 1)"]
+    project = {str(folder) for folder in Path(data.__file__).parents[:2]}
+    tests = [f"env, files, path, fds = look()\nassert (env, files, {project!r} & set(path), fds) == ({{}}, [], set(), 1)"]
     assert verify_code(LOOK, tests) == 1.0
     assert set(Path(tempfile.gettempdir()).iterdir()) <= folders
     assert os.getsid(data._server[0].pid) == data._server[0].pid  # where Control-C in a terminal does not reach it
@@ -747,8 +747,8 @@ def test_nothing_outlives_the_call(program, filtered, tmp_path, monkeypatch):
 
 @linux
 def test_the_server_ends_with_its_process():
-    code = "import sandbox as data; data.server(); print(data._server[0].pid)"
-    folder = Path(data.__file__).parent
+    code = "import support.sandbox as data; data.server(); print(data._server[0].pid)"
+    folder = Path(data.__file__).parents[1]
     pid = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True).stdout.strip()
     time.sleep(0.2)
     assert pid and not os.path.exists(f"/proc/{pid}/exe")

@@ -15,7 +15,7 @@ import zlib
 from fractions import Fraction
 from functools import lru_cache
 
-from sandbox import extract_code
+from support.sandbox import extract_code
 
 LONGEST_ANSWER = 300  # characters; a longer final answer is refused, which bounds the work on it
 SEARCHED = 20_000  # characters at the end of a response among which the final answer must stand

@@ -407,7 +407,7 @@ def supervise(request, seconds):
 
 def serve():
     """The server's process: it forks a supervisor for every request and ends with the process that started it."""
-    sys.path.pop(0)  # data.py's own folder holds nothing for a solution to import
+    sys.path.pop(0)  # this file's own folder holds nothing for a solution to import
     for name in "bisect cmath copy hashlib heapq itertools numpy statistics string typing".split():
         importlib.import_module(name)
     tempfile.gettempdir()  # looks for one only once
