@@ -317,7 +317,7 @@ def logits(which: str, length: int) -> None:
     model(ids[:, :4]).logits.sum().backward()  # gradients exist
     before = resident()
     if which == "ours":
-        grpo.token_logprobs(model, ids, mask, length).sum().backward()
+        grpo.forward_responses(model, ids, mask, length).logprobs.sum().backward()
     else:
         all_logits = model(ids, logits_to_keep=length + 1).logits[:, :-1]
         all_logits.log_softmax(-1).gather(-1, ids[:, -length:, None]).sum().backward()

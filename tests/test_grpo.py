@@ -1,58 +1,20 @@
-"""grpo.py against slow, obvious twins: sampling without cache or batch, the loss in Python loops, gradients by hand."""
+"""grpo.py against slow, obvious twins: sampling without cache or batch, the loss in Python loops, gradients
+by hand."""
 
 import copy
 import math
 import os
 import socket
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny import PROMPTS, WORDS, draw, make_model, make_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig,
-                          MistralConfig, PreTrainedTokenizerFast, Qwen2Config)
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import grpo
-
-torch.set_num_threads(1)
-WORDS = 20  # ids 0 to 3 are <pad>, <eos>, <end>, <unk>; the word w7 is the token 7
-PROMPTS = ["w5 w6 w7 w8 w9", "w4", "w10 w11 w12", "w5 w5", "w13 w6 w4 w19"]
-
-
-def make_tokenizer(pad="<pad>"):
-    words = ["<pad>", "<eos>", "<end>", "<unk>"] + [f"w{i}" for i in range(4, WORDS)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token="<eos>", unk_token="<unk>")
-
-
-def make_model(kind="qwen2", eos=(1, 2), seed=0, attention="sdpa", **settings):
-    torch.manual_seed(seed)
-    words = dict(vocab_size=WORDS, bos_token_id=None, eos_token_id=1, pad_token_id=0, attn_implementation=attention)
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
-                 num_key_value_heads=1, max_position_embeddings=40, initializer_range=0.3)
-    if kind == "gpt2":
-        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=40, initializer_range=0.1, resid_pdrop=0.0,
-                            embd_pdrop=0.0, attn_pdrop=0.0, **words)
-    else:
-        kinds = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma2": Gemma2Config,
-                 "granite": GraniteConfig, "cohere": CohereConfig}
-        config = kinds[kind](**words | small | settings)
-    model = AutoModelForCausalLM.from_config(config)
-    model.generation_config.eos_token_id = list(eos)
-    return model.eval()
-
-
-def draw(model, prompts=PROMPTS, group_size=4, length=12, temperature=0.7, tokenizer=None, step=0, **settings):
-    noise = grpo.uniform_noise(0, step, prompts, group_size, length)
-    tokenizer = tokenizer or make_tokenizer()
-    return grpo.sample(model, tokenizer, prompts, group_size, length, temperature, noise, **settings)
+from support import packing
 
 
 def slow_sample(model, prompt, uniforms, temperature, eos):
@@ -75,10 +37,15 @@ def slow_sample(model, prompt, uniforms, temperature, eos):
     return tokens, logprobs
 
 
-@pytest.mark.parametrize("kind, pad, eos, batch_size", [
-    ("qwen2", "<pad>", (1, 2), 256), ("qwen2", "<eos>", (1,), 8), ("qwen2", "<eos>", (5, 6), 1),
-    ("gpt2", "<end>", (2,), 9),
-])
+@pytest.mark.parametrize(
+    "kind, pad, eos, batch_size",
+    [
+        ("qwen2", "<pad>", (1, 2), 256),
+        ("qwen2", "<eos>", (1,), 8),
+        ("qwen2", "<eos>", (5, 6), 1),
+        ("gpt2", "<end>", (2,), 9),
+    ],
+)
 def test_sampling_equals_a_sampler_without_cache_batch_or_padding(kind, pad, eos, batch_size):
     model, tokenizer, group_size, length = make_model(kind, eos), make_tokenizer(pad), 4, 12
     rollouts = draw(model, group_size=group_size, length=length, tokenizer=tokenizer, batch_size=batch_size)
@@ -89,15 +56,16 @@ def test_sampling_equals_a_sampler_without_cache_batch_or_padding(kind, pad, eos
         prompt = [int(word[1:]) for word in PROMPTS[row // group_size].split()]
         tokens, logprobs = slow_sample(model, prompt, noise[row].tolist(), 0.7, {1, *eos})
         n = len(tokens)
-        assert rollouts.ids[row, width - len(prompt):width + n].tolist() == prompt + tokens
+        assert rollouts.ids[row, width - len(prompt) : width + n].tolist() == prompt + tokens
         assert rollouts.mask[row].tolist() == [1.0] * n + [0.0] * (length - n)
         assert rollouts.attention_mask[row].tolist() == (
-            [0] * (width - len(prompt)) + [1] * (len(prompt) + n) + [0] * (length - n))
+            [0] * (width - len(prompt)) + [1] * (len(prompt) + n) + [0] * (length - n)
+        )
         assert rollouts.logprobs[row].tolist() == pytest.approx(logprobs + [0.0] * (length - n), abs=1e-5)
         end = tokens[-1] in {1, *eos}
         ended += end
         assert bool(rollouts.truncated[row]) is not end
-        assert rollouts.texts[row] == tokenizer.decode(tokens[:n - end], skip_special_tokens=True)
+        assert rollouts.texts[row] == tokenizer.decode(tokens[: n - end], skip_special_tokens=True)
     assert 3 < ended < 20  # both kinds of end were met
     assert {len(text.split()) for text in rollouts.texts} != {length}
 
@@ -112,11 +80,20 @@ def test_sampled_logprobs_equal_recomputed_ones(temperature):
 
 
 def test_what_a_generation_config_does_to_tokens_is_not_done():
-    """generate() obeys all of these; the policy that is trained knows none, so the policy that samples must not."""
+    """generate() obeys all of these; the policy that is trained knows none, so the policy that samples must
+    not."""
     model = make_model()
     expected = draw(model)
-    model.generation_config.update(repetition_penalty=9.0, top_k=1, top_p=0.1, temperature=0.01, min_new_tokens=9,
-                                   suppress_tokens=[4, 5, 6, 7], no_repeat_ngram_size=1, forced_eos_token_id=1)
+    model.generation_config.update(
+        repetition_penalty=9.0,
+        top_k=1,
+        top_p=0.1,
+        temperature=0.01,
+        min_new_tokens=9,
+        suppress_tokens=[4, 5, 6, 7],
+        no_repeat_ngram_size=1,
+        forced_eos_token_id=1,
+    )
     rollouts = draw(model)
     assert torch.equal(rollouts.ids, expected.ids) and torch.equal(rollouts.logprobs, expected.logprobs)
 
@@ -159,8 +136,12 @@ def test_impossible_tokens_are_never_chosen(uniform, token):
 
 
 def test_impossible_tokens_are_never_chosen_when_prefix_sums_are_rounded_up(monkeypatch):
-    exact = torch.Tensor.cumsum  # a GPU adds in another order for every place, so its sums need not be monotone
-    monkeypatch.setattr(torch.Tensor, "cumsum", lambda x, dim: exact(x, dim) + torch.tensor([0, 0, 1e-3, 0, 0, 1e-3]))
+    exact = (
+        torch.Tensor.cumsum
+    )  # a GPU adds in another order for every place, so its sums need not be monotone
+    monkeypatch.setattr(
+        torch.Tensor, "cumsum", lambda x, dim: exact(x, dim) + torch.tensor([0, 0, 1e-3, 0, 0, 1e-3])
+    )
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(3.0), -math.inf, -math.inf]] * 2)
     assert grpo.choose_tokens(logits, torch.tensor([0.2505, 1.0]), 1.0)[0].tolist() == [3, 3]
 
@@ -175,12 +156,23 @@ def test_the_largest_uniform_number_stays_inside_a_large_vocabulary():
 def test_greedy_equals_generate(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     rollouts = grpo.sample(model, tokenizer, PROMPTS, 1, 12, temperature=0)
-    batch = tokenizer(PROMPTS, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    ids = model.generate(batch.input_ids, attention_mask=batch.attention_mask, do_sample=False, max_new_tokens=12,
-                         pad_token_id=0)
-    assert rollouts.ids[:, :ids.shape[1]].tolist() == ids.tolist()
-    torch.testing.assert_close(grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12), rollouts.logprobs,
-                               atol=1e-5, rtol=0)
+    batch = tokenizer(
+        PROMPTS, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+    )
+    ids = model.generate(
+        batch.input_ids,
+        attention_mask=batch.attention_mask,
+        do_sample=False,
+        max_new_tokens=12,
+        pad_token_id=0,
+    )
+    assert rollouts.ids[:, : ids.shape[1]].tolist() == ids.tolist()
+    torch.testing.assert_close(
+        grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12),
+        rollouts.logprobs,
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_sampling_with_checkpointing_restores_the_mode_and_allows_training():
@@ -195,11 +187,14 @@ def test_sampling_with_checkpointing_restores_the_mode_and_allows_training():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("prompts, length, change, message", [
-    (["w4", ""], 5, {}, "prompts: number 1 is empty"),
-    (["w4 w5"], 39, {}, "max_new_tokens: .* exceed the model's 40 positions"),
-    (["w4"], 5, {"eos": None}, "neither tokenizer nor generation config names an EOS"),
-])
+@pytest.mark.parametrize(
+    "prompts, length, change, message",
+    [
+        (["w4", ""], 5, {}, "prompts: number 1 is empty"),
+        (["w4 w5"], 39, {}, "max_new_tokens: .* exceed the model's 40 positions"),
+        (["w4"], 5, {"eos": None}, "neither tokenizer nor generation config names an EOS"),
+    ],
+)
 def test_sample_refuses(prompts, length, change, message):
     model, tokenizer = make_model(), make_tokenizer()
     if change:
@@ -215,162 +210,7 @@ def test_sample_refuses_a_damaged_model():
         grpo.sample(model, make_tokenizer(), ["w4"], 2, 3)
 
 
-def test_forward_gives_entropy_and_hidden_states_of_the_model_itself():
-    model, length = make_model(), 12
-    rollouts = draw(model, prompts=["w5 w6", "w4"], length=length)
-    scores = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, 0.7, hidden=True)
-    assert scores.hidden.shape == (*rollouts.ids.shape, 16) and not scores.entropy.requires_grad
-    for row, kept in enumerate(rollouts.attention_mask.bool()):
-        output = model(rollouts.ids[row, kept][None], output_hidden_states=True)
-        torch.testing.assert_close(scores.hidden[row, kept], output.hidden_states[-1][0], atol=1e-5, rtol=0)
-        n = int(rollouts.mask[row].sum())
-        p = (output.logits[0, -n - 1:-1] / 0.7).softmax(-1)
-        torch.testing.assert_close(scores.entropy[row, :n], -(p * p.log()).sum(-1), atol=1e-5, rtol=0)
-        assert scores.hidden[row, ~kept].eq(0).all() and scores.entropy[row, n:].eq(0).all()
-
-
-def test_common_padding_is_cut_and_changes_nothing():
-    model, length = make_model(), 12
-    rollouts = draw(model, length=length)
-    rows = rollouts.mask.sum(1).argsort()[:3]  # the shortest: padding on both sides
-    widths = []
-    hook = model.model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]),
-                                                 with_kwargs=True)
-    part = grpo.forward_responses(model, rollouts.ids[rows], rollouts.attention_mask[rows], length, hidden=True)
-    whole = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, length, hidden=True)
-    mixed = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    pieces = grpo.forward_responses(model, rollouts.ids[mixed], rollouts.attention_mask[mixed], length, hidden=True,
-                                    batch_size=3)
-    hook.remove()
-    assert widths[0] < widths[1] and len(widths) == 2 + 7
-    for a, b, c in zip(part, whole, pieces):
-        torch.testing.assert_close(a, b[rows], atol=1e-5, rtol=0)
-        torch.testing.assert_close(c, b[mixed], atol=1e-5, rtol=0)
-
-
-def full_logits(model, ids, mask, length, temperature):
-    """Log-probabilities and entropy (N, T) from the logits of one unpadded row after the other."""
-    scores = torch.zeros(2, len(ids), length)
-    for i, row in enumerate(mask.bool()):
-        n = int(row[-length:].sum())
-        logprobs = (model(ids[i, row][None]).logits[0, -n - 1:-1].float() / temperature).log_softmax(-1)  # (n, V)
-        entropy = -(logprobs.exp() * logprobs).sum(-1).detach()
-        chosen = logprobs[range(n), ids[i, row][-n:]]
-        scores[:, i] = torch.nn.functional.pad(torch.stack([chosen, entropy]), (0, length - n))
-    return scores
-
-
-def gradients(model, logprobs):
-    weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(1))
-    model.zero_grad()
-    (logprobs * weights).sum().backward()
-    return [p.grad.clone() for p in model.parameters()]
-
-
-@pytest.mark.parametrize("kind, attention, settings", [
-    ("qwen2", "sdpa", {}), ("qwen2", "eager", {"tie_word_embeddings": True}), ("llama", "sdpa", {}),
-    ("llama", "eager", {}), ("gpt2", "sdpa", {}), ("gpt2", "eager", {}), ("mistral", "sdpa", {"sliding_window": 3}),
-])
-@pytest.mark.parametrize("logits", [2**25, 7 * WORDS])
-def test_packed_rows_in_chunks_equal_the_full_logits_of_single_rows(monkeypatch, kind, attention, settings, logits):
-    monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", logits)
-    model, length = make_model(kind, attention=attention, **settings), 12
-    rollouts = draw(model, group_size=8)
-    given = model, rollouts.ids, rollouts.attention_mask, length, 0.7
-    shapes, hook = [], model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
-    packed, plain = (grpo.forward_responses(*given, share_prompts=share) for share in (True, False))
-    hook.remove()
-    tokens = rollouts.mask.sum() + rollouts.attention_mask[::8, :-length].sum()  # a group's prompt once
-    assert shapes[1][0] == 40 and shapes[0] == (shapes[1] if "eager" in attention or kind == "mistral" else (1, tokens))
-    slow = full_logits(*given)
-    expected = gradients(model, slow[0])
-    for scores in (packed, plain):
-        torch.testing.assert_close(scores.logprobs, slow[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(scores.entropy, slow[1], atol=1e-5, rtol=0)
-        assert not scores.entropy.requires_grad
-        for mine, theirs in zip(gradients(model, scores.logprobs), expected):
-            torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-4)
-
-
-def test_checkpointing_and_autocast_change_nothing_but_rounding():
-    model, length = make_model(), 12
-    rollouts = draw(model)
-    given = rollouts.ids, rollouts.attention_mask, length
-    exact = grpo.token_logprobs(model, *given)
-    expected = gradients(model, exact)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = grpo.token_logprobs(model, *given)
-    assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.3
-    assert torch.cosine_similarity(*(torch.cat([g.flatten() for g in grads])
-                                     for grads in (gradients(model, rough), expected)), dim=0) > 0.99
-    model.train().activation_checkpointing_enable()
-    for mine, theirs in zip(gradients(model, grpo.token_logprobs(model, *given)), expected):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind, settings", [
-    ("gemma2", {"final_logit_softcapping": 5.0, "attention": "eager"}), ("granite", {"logits_scaling": 8.0}),
-    ("cohere", {"logit_scale": 0.5}),
-])
-def test_a_model_that_changes_its_logits_after_the_head_is_refused(kind, settings):
-    model = make_model(kind, **settings)
-    rollouts = draw(model, prompts=["w4 w5"], length=4)
-    with pytest.raises(ValueError, match=f"model: {type(model).__name__} changes its logits after the output head"):
-        grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 4)
-    assert "forward" not in model.get_output_embeddings().__dict__
-
-
-def test_a_model_whose_attention_is_not_ours_is_refused(monkeypatch):
-    model = make_model()
-    rollouts = draw(model)
-    monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
-    with pytest.raises(ValueError, match="attention: Qwen2ForCausalLM has an attention of its own"):
-        grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12)
-
-
-def test_a_long_limit_costs_short_responses_nothing():
-    """Attention never sees columns that are padding in all rows."""
-    model, seen = make_model(), []
-    rollouts = draw(model, prompts=["w4 w5 w6", "w7"], length=12)
-    wide = torch.nn.functional.pad(rollouts.ids, (5, 9)), torch.nn.functional.pad(rollouts.attention_mask, (5, 9))
-    inner = grpo.ALL_ATTENTION_FUNCTIONS["grouped"]
-    grpo.ALL_ATTENTION_FUNCTIONS["grouped"] = lambda *args, **kwargs: (seen.append(args[4].shape[-2:]), inner(*args, **kwargs))[1]
-    scores = grpo.forward_responses(model, *wide, 12 + 9, hidden=True)
-    grpo.ALL_ATTENTION_FUNCTIONS["grouped"] = inner
-    longest = int(rollouts.mask.sum(1).max())
-    assert set(seen) == {(longest, 3 + longest)}
-    expected = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, 12, hidden=True)
-    torch.testing.assert_close(scores.logprobs[:, :12], expected.logprobs)
-    torch.testing.assert_close(scores.hidden[:, 5:-9], expected.hidden)
-    assert scores.logprobs.shape == (8, 21) and scores.hidden.shape[1] == wide[0].shape[1] and not scores.hidden[:, :5].any()
-
-
-def test_no_tensor_grows_with_tokens_times_words(monkeypatch):
-    """Neither forward nor backward, with 3,000 words and chunks of at most ten tokens."""
-    monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", 30_000)
-    model = make_model(vocab_size=3000)
-    rollouts = draw(model)
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **kwargs or {})
-            results = result if isinstance(result, (tuple, list)) else [result]
-            self.numel = max([self.numel, *(x.numel() for x in results if torch.is_tensor(x))])
-            return result
-
-    kept = []
-    with Largest() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
-            logprobs = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12)
-        logprobs.sum().backward()
-    assert kept and not any(shape[-1:] == (3000,) for shape in kept)  # no chunk of logits waits for the backward pass
-    assert largest.numel == 3000 * 16 < rollouts.mask.sum() * 3000 / 3  # no larger than the head's weights
-
-
-# advantages, weights and loss ---------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------- advantages, weights and loss
 
 
 @pytest.mark.parametrize("normalize", ["std", "none"])
@@ -392,10 +232,14 @@ def test_equal_rewards_give_exactly_zero():
         assert grpo.group_advantages(rewards, normalize).eq(0).all()
 
 
-@pytest.mark.parametrize("rewards, normalize, message", [
-    (torch.ones(3, 1), "std", "group_size: .* 2 or more"), (torch.ones(4), "std", "group_size"),
-    (torch.ones(2, 2), "l2", 'normalize: "std" or "none", not \'l2\''),
-])
+@pytest.mark.parametrize(
+    "rewards, normalize, message",
+    [
+        (torch.ones(3, 1), "std", "group_size: .* 2 or more"),
+        (torch.ones(4), "std", "group_size"),
+        (torch.ones(2, 2), "l2", 'normalize: "std" or "none", not \'l2\''),
+    ],
+)
 def test_advantages_refuse(rewards, normalize, message):
     with pytest.raises(ValueError, match=message):
         grpo.group_advantages(rewards, normalize)
@@ -406,9 +250,11 @@ def test_token_weights_by_hand():
     expected = {"sequence": [1 / 9, 1 / 3, 1 / 12], "token": [1 / 8] * 3, "constant": [1 / 15] * 3}
     for norm, rows in expected.items():
         torch.testing.assert_close(grpo.token_weights(mask, norm), torch.tensor(rows)[:, None] * mask)
-        halves = [grpo.token_weights(mask, norm, reduce=lambda x: 2 * x)] * 2  # a second process with the same rows
+        halves = [
+            grpo.token_weights(mask, norm, reduce=lambda x: 2 * x)
+        ] * 2  # a second process with the same rows
         assert sum(half.sum() for half in halves) == pytest.approx(8 / 15 if norm == "constant" else 1.0)
-    with pytest.raises(ValueError, match='loss_norm: .* not "mean"|not \'mean\''):
+    with pytest.raises(ValueError, match="loss_norm: .* not \"mean\"|not 'mean'"):
         grpo.token_weights(mask, "mean")
 
 
@@ -417,7 +263,13 @@ def random_batch(dtype=torch.float64, spread=0.4, n=6, length=5):
     logprobs, *shifts = (torch.randn(n, length, generator=generator, dtype=dtype) for _ in range(3))
     logprobs = -logprobs.abs()
     mask = (torch.arange(length) < torch.randint(1, length + 1, (n, 1), generator=generator)).to(dtype)
-    return logprobs, logprobs + spread * shifts[0], logprobs + shifts[1], torch.tensor([1.2, -0.7, 0, 2, -2, 0.3]), mask
+    return (
+        logprobs,
+        logprobs + spread * shifts[0],
+        logprobs + shifts[1],
+        torch.tensor([1.2, -0.7, 0, 2, -2, 0.3]),
+        mask,
+    )
 
 
 def slow_loss(logprobs, old, ref, advantages, mask, low, high, kl_coef, weights):
@@ -441,25 +293,48 @@ def test_loss_by_hand_and_gradient_by_finite_differences(norm, low, high, kl_coe
     weights = grpo.token_weights(mask, norm).double()
     logprobs.requires_grad_()
     loss, metrics = grpo.grpo_loss(logprobs, old, ref, advantages, mask, low, high, kl_coef, weights)
-    expected, kl, clipped = slow_loss(logprobs.detach(), old, ref, advantages, mask, low, high, kl_coef, weights)
+    expected, kl, clipped = slow_loss(
+        logprobs.detach(), old, ref, advantages, mask, low, high, kl_coef, weights
+    )
     assert 0 < clipped < 1 and loss.item() == pytest.approx(expected, abs=1e-6)
-    assert metrics["kl"].item() == pytest.approx(kl) and metrics["clip_fraction"].item() == pytest.approx(clipped)
+    assert metrics["kl"].item() == pytest.approx(kl) and metrics["clip_fraction"].item() == pytest.approx(
+        clipped
+    )
     loss.backward()
     for i, t in [(0, 0), (1, 0), (3, 1), (4, 0), (5, 0), (2, 4)]:
         step = torch.zeros_like(logprobs)
         step[i, t] = 1e-6
-        up, down = (slow_loss(logprobs.detach() + s * step, old, ref, advantages, mask, low, high, kl_coef, weights)[0]
-                    for s in (1, -1))
+        up, down = (
+            slow_loss(logprobs.detach() + s * step, old, ref, advantages, mask, low, high, kl_coef, weights)[
+                0
+            ]
+            for s in (1, -1)
+        )
         assert logprobs.grad[i, t].item() == pytest.approx((up - down) / 2e-6, abs=1e-5)
 
 
-@pytest.mark.parametrize("ratio, advantage, gradient_flows", [
-    (1.5, 1.0, False), (0.5, 1.0, True), (1.5, -1.0, True), (0.5, -1.0, False), (1.25, 1.0, True), (0.85, -1.0, True),
-])
+@pytest.mark.parametrize(
+    "ratio, advantage, gradient_flows",
+    [
+        (1.5, 1.0, False),
+        (0.5, 1.0, True),
+        (1.5, -1.0, True),
+        (0.5, -1.0, False),
+        (1.25, 1.0, True),
+        (0.85, -1.0, True),
+    ],
+)
 def test_the_clip_acts_on_the_side_that_has_moved_far_enough(ratio, advantage, gradient_flows):
     logprobs = torch.tensor([[math.log(ratio) - 2.0]], requires_grad=True)
-    loss, metrics = grpo.grpo_loss(logprobs, torch.tensor([[-2.0]]), None, torch.tensor([advantage]), torch.ones(1, 1),
-                                   clip_low=0.2, clip_high=0.3)
+    loss, metrics = grpo.grpo_loss(
+        logprobs,
+        torch.tensor([[-2.0]]),
+        None,
+        torch.tensor([advantage]),
+        torch.ones(1, 1),
+        clip_low=0.2,
+        clip_high=0.3,
+    )
     loss.backward()
     assert metrics["clip_fraction"].item() == float(not gradient_flows) and "kl" not in metrics
     assert logprobs.grad.item() == pytest.approx(-ratio * advantage if gradient_flows else 0.0)
@@ -469,7 +344,9 @@ def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_is_the_policy_gr
     logprobs, _, _, advantages, mask = random_batch()
     loss, metrics = grpo.grpo_loss(logprobs.requires_grad_(), None, None, advantages, mask)
     loss.backward()
-    torch.testing.assert_close(logprobs.grad, -advantages[:, None].double() * mask / mask.sum(1, keepdim=True) / 6)
+    torch.testing.assert_close(
+        logprobs.grad, -advantages[:, None].double() * mask / mask.sum(1, keepdim=True) / 6
+    )
     assert metrics["ratio"] == 1 and metrics["clip_fraction"] == 0
 
 
@@ -487,7 +364,7 @@ def test_masked_places_are_never_read_and_inputs_never_written(garbage):
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(kept, (*dirty, advantages, mask)))
 
 
-# the update ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------- the update
 
 
 def learn(model, rollouts, advantages, ref, lr=0.1, accelerator=None, **settings):
@@ -495,13 +372,21 @@ def learn(model, rollouts, advantages, ref, lr=0.1, accelerator=None, **settings
     model = copy.deepcopy(model)
     accelerator = accelerator or Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=lr))
-    metrics = grpo.policy_update(model, optimizer, accelerator, rollouts, advantages, ref,
-                                 **{"max_grad_norm": 1e9, "temperature": 0.7} | settings)
+    metrics = grpo.policy_update(
+        model,
+        optimizer,
+        accelerator,
+        rollouts,
+        advantages,
+        ref,
+        **{"max_grad_norm": 1e9, "temperature": 0.7} | settings,
+    )
     return accelerator.unwrap_model(model), metrics
 
 
 def make_batch():
-    """A model, 20 of its rollouts of unequal length, advantages, and another model's log-probabilities of them."""
+    """A model, 20 of its rollouts of unequal length, advantages, and another model's log-probabilities of
+    them."""
     model = make_model()
     rollouts = draw(model)
     rewards = torch.rand(len(PROMPTS), 4, generator=torch.Generator().manual_seed(5))
@@ -518,12 +403,18 @@ def slow_gradients(model, rollouts, advantages, ref, norm, kl_coef, old=None):
     for i in range(n):
         kept, tokens = rollouts.attention_mask[i].bool(), int(rollouts.mask[i].sum())
         ids = rollouts.ids[i, kept]
-        logprobs = (model(ids[None]).logits[0, :-1] / 0.7).log_softmax(-1)[range(len(ids) - 1), ids[1:]][-tokens:]
+        logprobs = (model(ids[None]).logits[0, :-1] / 0.7).log_softmax(-1)[range(len(ids) - 1), ids[1:]][
+            -tokens:
+        ]
         d = ref[i, :tokens] - logprobs
         ratio = (logprobs - (logprobs.detach() if old is None else old[i, :tokens])).exp()
         a = advantages[i]
         terms = kl_coef * (d.exp() - d - 1) - torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
-        loss = loss + terms.sum() / {"sequence": n * tokens, "token": rollouts.mask.sum(), "constant": n * length}[norm]
+        loss = (
+            loss
+            + terms.sum()
+            / {"sequence": n * tokens, "token": rollouts.mask.sum(), "constant": n * length}[norm]
+        )
     loss.backward()
     return loss.item(), [p.grad for p in model.parameters()]
 
@@ -535,8 +426,16 @@ def test_gradients_are_those_of_the_formula_for_any_micro_batch_size(norm, kl_co
     expected_loss, gradients = slow_gradients(model, rollouts, advantages, ref, norm, kl_coef)
     size = math.sqrt(sum(g.square().sum().item() for g in gradients))
     for micro_batch_size in (1, 2, 7, None):
-        after, metrics = learn(model, rollouts, advantages, ref, lr=1.0, loss_norm=norm, kl_coef=kl_coef,
-                               micro_batch_size=micro_batch_size)
+        after, metrics = learn(
+            model,
+            rollouts,
+            advantages,
+            ref,
+            lr=1.0,
+            loss_norm=norm,
+            kl_coef=kl_coef,
+            micro_batch_size=micro_batch_size,
+        )
         for p, q, g in zip(model.parameters(), after.parameters(), gradients):
             torch.testing.assert_close(p - q, g, atol=2e-6, rtol=1e-4)
         assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-5)
@@ -560,7 +459,9 @@ def test_groups_without_signal_need_no_pass():
         for batch, reference in ((silent, None), (silent, ref), (0 * silent, None)):
             twin = copy.deepcopy(model)
             hook = twin.model.register_forward_pre_hook(lambda *_: passes.append(1))
-            after, metrics = learn(twin, rollouts, batch, reference, lr=1.0, kl_coef=0.0, micro_batch_size=size)
+            after, metrics = learn(
+                twin, rollouts, batch, reference, lr=1.0, kl_coef=0.0, micro_batch_size=size
+            )
             hook.remove()
             _, expected = slow_gradients(model, rollouts, batch, ref, "sequence", 0.0)
             for p, q, g in zip(model.parameters(), after.parameters(), expected):
@@ -601,13 +502,15 @@ def test_a_non_finite_update_is_refused_before_the_step(damage):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(FloatingPointError, match="policy_update: loss .*weights are unchanged"):
-        grpo.policy_update(model, optimizer, Accelerator(cpu=True), rollouts, advantages, ref, micro_batch_size=8)
+        grpo.policy_update(
+            model, optimizer, Accelerator(cpu=True), rollouts, advantages, ref, micro_batch_size=8
+        )
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
     assert all(p.grad is None or not p.grad.any() for p in model.parameters()) and not optimizer.state
 
 
 def test_a_tiny_model_learns_to_say_the_rewarded_word():
-    model, tokenizer, accelerator = make_model(), make_tokenizer(), Accelerator(cpu=True)
+    model, accelerator = make_model(), Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=5e-3))
     history = []
     for step in range(40):
@@ -620,24 +523,66 @@ def test_a_tiny_model_learns_to_say_the_rewarded_word():
 
 def one_of_two_processes(rank, port, folder):
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
     model, rollouts, advantages, ref = make_batch()
-    mine = rollouts.mask.sum(1).argsort()[rank * 10:][:10]  # short rows here, long ones there
-    part = grpo.Rollouts(*(getattr(rollouts, name)[mine] for name in ("ids", "attention_mask", "mask", "logprobs")),
-                         [rollouts.texts[i] for i in mine], rollouts.truncated[mine])
+    mine = rollouts.mask.sum(1).argsort()[rank * 10 :][:10]  # short rows here, long ones there
+    part = grpo.Rollouts(
+        *(getattr(rollouts, name)[mine] for name in ("ids", "attention_mask", "mask", "logprobs")),
+        [rollouts.texts[i] for i in mine],
+        rollouts.truncated[mine],
+    )
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    results = [learn(model, part, advantages[mine], ref[mine], accelerator=accelerator, micro_batch_size=4,
-                     updates_per_batch=2, loss_norm=norm) for norm in ("sequence", "token")]
-    results.append(learn(model, part, one_sided(advantages, rollouts)[mine], None, accelerator=accelerator, micro_batch_size=1))
+    results = [
+        learn(
+            model,
+            part,
+            advantages[mine],
+            ref[mine],
+            accelerator=accelerator,
+            micro_batch_size=4,
+            updates_per_batch=2,
+            loss_norm=norm,
+        )
+        for norm in ("sequence", "token")
+    ]
+    results.append(
+        learn(
+            model,
+            part,
+            one_sided(advantages, rollouts)[mine],
+            None,
+            accelerator=accelerator,
+            micro_batch_size=1,
+        )
+    )
     results = [(after.state_dict(), metrics) for after, metrics in results]
-    for module in (*model.model.layers, model):  # once more, with weights that are cut in two, and small chunks
+    for module in (
+        *model.model.layers,
+        model,
+    ):  # once more, with weights that are cut in two, and small chunks
         fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
-    grpo.LOGITS_AT_ONCE = 5 * WORDS
+    packing.LOGITS_AT_ONCE = 5 * WORDS
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    metrics = grpo.policy_update(model, optimizer, accelerator, part, advantages[mine], ref[mine], temperature=0.7,
-                                 micro_batch_size=4, updates_per_batch=2, max_grad_norm=1e9)
+    metrics = grpo.policy_update(
+        model,
+        optimizer,
+        accelerator,
+        part,
+        advantages[mine],
+        ref[mine],
+        temperature=0.7,
+        micro_batch_size=4,
+        updates_per_batch=2,
+        max_grad_norm=1e9,
+    )
     results.append(({name: value.full_tensor() for name, value in model.state_dict().items()}, metrics))
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -656,7 +601,10 @@ def test_two_processes_take_the_step_of_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two_processes, (port, str(tmp_path)), nprocs=2)
-    twice = [learn(model, rollouts, advantages, ref, updates_per_batch=2, loss_norm=norm) for norm in ("sequence", "token")]
+    twice = [
+        learn(model, rollouts, advantages, ref, updates_per_batch=2, loss_norm=norm)
+        for norm in ("sequence", "token")
+    ]
     once = learn(model, rollouts, one_sided(advantages, rollouts), None)
     for i, (after, metrics) in enumerate((*twice, once, twice[0])):
         for rank in (0, 1):
