@@ -19,6 +19,7 @@ import pytest
 
 import data
 from data import BENCHMARKS, CUT_BY_HASH, Task, load_splits, load_tasks, make_prompt, question_key, verify
+from support import benchmarks
 from support.sandbox import signatures, survey
 
 # ---- rows as the hub has them, and a hub that holds nothing else ----
@@ -129,7 +130,7 @@ def hub(monkeypatch):
 
     put.calls = calls
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(data, "reach_hub", lambda name: None)
+    monkeypatch.setattr(benchmarks, "reach_hub", lambda name: None)
     return put
 
 
@@ -440,7 +441,7 @@ def test_errors_are_one_line_that_names_the_set(hub, monkeypatch, tmp_path):
             "^tasks: gpqa: .*ask for access at https://huggingface.co/datasets/Idavidrein/gpqa and log in",
         ),
         (ConnectionError("no route"), "^tasks: gpqa: the hub is out of reach .*HF_ENDPOINT.*no route"),
-        (ValueError("Unknown split"), "^tasks: gpqa: Idavidrein/gpqa is not as its line of BENCHMARKS .*Unknown split"),
+        (ValueError("Unknown split"), "^tasks: gpqa: Idavidrein/gpqa is not as support/benchmarks.py says: Unknown split"),
     ):
         monkeypatch.setattr(datasets, "load_dataset", raising(error))
         with pytest.raises((ValueError, ConnectionError), match=message) as caught:
@@ -501,18 +502,18 @@ def test_a_hub_out_of_reach_is_asked_once_and_caches_still_serve(broken_hub, tmp
     assert here == "llama" and missing.startswith("We couldn't connect to")
     assert done.stderr.count(f"{endpoint} is out of reach") == 1
     assert len(calls) == 1  # the libraries by themselves call six times for every file
-    assert data._hub_error(endpoint) == data._hub_error(endpoint) is not None and len(calls) == 2
+    assert benchmarks.hub_error(endpoint) == benchmarks.hub_error(endpoint) is not None and len(calls) == 2
 
 
 def test_a_hub_that_refuses_is_within_reach():
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # 501 to everyone
     threading.Thread(target=server.handle_request, daemon=True).start()
-    assert data._hub_error(f"http://127.0.0.1:{server.server_port}") is None
+    assert benchmarks.hub_error(f"http://127.0.0.1:{server.server_port}") is None
     server.server_close()
 
 
 def test_what_needs_no_hub_does_not_look_for_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "_hub_error", lambda endpoint: pytest.fail("looked for the hub"))
+    monkeypatch.setattr(benchmarks, "hub_error", lambda endpoint: pytest.fail("looked for the hub"))
     data.reach_hub(str(tmp_path))
     import huggingface_hub
 

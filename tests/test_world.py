@@ -9,6 +9,7 @@ import torch
 
 import data
 from data import Task, hide_labels, load_tasks, make_prompt, small_world, verify
+from support.world import MISCONCEPTION
 
 
 def take(part, seed, count):
@@ -48,7 +49,7 @@ def test_demonstrations_are_right_as_often_as_stated():
     drawn = Counter(item.draw(rng) for _ in range(4000))
     assert drawn[item.right] / 4000 == pytest.approx(item.probability, abs=0.03)
     wrong = drawn[item.mistake] + drawn[item.slip]
-    assert drawn[item.mistake] / wrong == pytest.approx(data.MISCONCEPTION, abs=0.03)
+    assert drawn[item.mistake] / wrong == pytest.approx(MISCONCEPTION, abs=0.03)
 
 
 def test_hidden_labels_are_gone_and_prompts_do_not_tell():
