@@ -14,7 +14,7 @@ import train
 
 ROOT = Path(train.__file__).parent
 RUN = ("--steps 3 --batch_size 4 --group_size 4 --train_tasks 40 --test_tasks 9 --eval_samples 1 --gnn_epochs 5 --eval_every 2 "
-       "--precision fp32 --updates_per_batch 2 --refit_every 2 --label_ratio 0.3").split()  # fmt: skip
+       "--precision fp32 --updates_per_batch 2 --memory refit --refit_every 2 --label_ratio 0.3").split()  # fmt: skip
 
 
 def launch(folder, *command, arguments=RUN):

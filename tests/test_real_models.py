@@ -18,6 +18,7 @@ import data
 import grpo
 import memreward
 import train
+from lab.runs import load_policy, render
 
 MODELS = Path(os.environ.get("MEMREWARD_MODELS", "no-models"))
 POLICY, ENCODER = MODELS / "smollm2-135m-instruct", MODELS / "all-minilm-l6-v2"
@@ -29,14 +30,14 @@ TASKS = [data.Task("1", "t", "math", "Tom has 3 apples and buys 4. How many has 
 
 @pytest.fixture(scope="module")
 def policy():
-    model, tokenizer = train.load_policy(train.Config(model=str(POLICY)), torch.float32)
+    model, tokenizer = load_policy(train.Config(model=str(POLICY)), torch.float32)
     return model.eval(), tokenizer
 
 
 def test_sampled_log_probabilities_are_the_models(policy):
     """The tokens of a rollout, scored one by one by the plain model without padding, cache or packing."""
     model, tokenizer = policy
-    prompts = [train.render(tokenizer, task) for task in TASKS]
+    prompts = [render(tokenizer, task) for task in TASKS]
     assert all("<|im_start|>user" in prompt and prompt.endswith("<|im_start|>assistant\n") for prompt in prompts)
     rollouts = grpo.sample(model, tokenizer, prompts, 2, 12, noise=grpo.uniform_noise(0, 0, ["a", "b", "c"], 2, 12))
     scored = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12)

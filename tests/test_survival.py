@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 import train
+from lab import settings
 
-SETTINGS = dict(steps=4, eval_every=2, refit_every=2, batch_size=3, test_tasks=6)
+SETTINGS = dict(steps=4, eval_every=2, memory="refit", refit_every=2, batch_size=3, test_tasks=6)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,12 @@ def run_and_die(config, *moment):
 
 slow = pytest.mark.slow
 MOMENTS = [
-    ("memreward", "runs", "write_json", 3),  # before there is a checkpoint
+    ("memreward", "lab.runs", "write_json", 3),  # before there is a checkpoint
     ("memreward", "grpo", "policy_update", 4),  # between two
     ("memreward", "torch", "save", 5),  # in one
-    ("r1p", "runs", "save_policy", 4),  # at the end
+    ("r1p", "lab.runs", "save_policy", 4),  # at the end
     *(pytest.param(*moment, marks=slow) for moment in (
-        ("r1p", "grpo", "policy_update", 4), ("memreward", "runs", "checksums", 2), ("memreward", "shutil", "rmtree", 4))),
+        ("r1p", "grpo", "policy_update", 4), ("memreward", "lab.runs", "checksums", 2), ("memreward", "shutil", "rmtree", 4))),
 ]  # fmt: skip
 
 
@@ -85,8 +86,12 @@ def test_killed_run_resumes_as_if_nothing_had_been(quick, straight, mode, place,
     config = quick(mode=mode, **SETTINGS)
     run_and_die(config, place, name, call)
     assert not (Path(config.output_dir) / "results.json").exists()
-    train.train(train.parse(["--resume", config.output_dir])[1])
+    train.train(go_on(config))
     assert outcome(config.output_dir) == outcome(straight(quick, mode))
+
+
+def go_on(config):
+    return settings.parse(["--resume", config.output_dir], train.Config, ("train",))[1]
 
 
 def damage(checkpoint, name):
@@ -102,7 +107,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(quick, straight, capsy
     newest, before = sorted((Path(config.output_dir) / "checkpoints").iterdir(), reverse=True)
     assert (newest.name, before.name) == ("000004", "000002")
     damage(newest, name)
-    train.train(train.parse(["--resume", config.output_dir])[1])
+    train.train(go_on(config))
     assert f"000004 is damaged ({name}); falling back to the one before" in capsys.readouterr().out
     assert outcome(config.output_dir) == outcome(straight(quick, "memreward"))
 
@@ -114,7 +119,7 @@ def test_no_whole_checkpoint_is_an_error(quick):
     assert checkpoint.name == "000002"
     (checkpoint / "progress.pt").unlink()
     with pytest.raises(ValueError, match="no checkpoint of .* is whole"):
-        train.train(train.parse(["--resume", config.output_dir])[1])
+        train.train(go_on(config))
 
 
 @pytest.mark.parametrize("place, error", [
@@ -148,4 +153,4 @@ def test_the_data_must_be_the_same(quick, tmp_path):
     train.train(config)
     file.write_text("\n".join(map(json.dumps, rows[:-20])))
     with pytest.raises(ValueError, match="the data changed since the run began"):
-        train.train(train.parse(["--resume", config.output_dir])[1])
+        train.train(go_on(config))

@@ -13,11 +13,15 @@ import pytest
 import torch
 
 import data
-import runs
 import train
+from lab import compare, figures, probe, settings
 from train import Config
 
 ROOT = Path(train.__file__).parent
+
+
+def parse(arguments):
+    return settings.parse(arguments, Config, tuple(train.COMMANDS))
 
 
 def weights(folder):
@@ -32,7 +36,7 @@ def test_learning(quick):
     assert gain > 0.1, results
 
 
-@pytest.mark.parametrize("mode", train.MODES)
+@pytest.mark.parametrize("mode", compare.MODES)
 def test_every_mode_runs_with_the_same_steps(quick, mode):
     results = train.train(quick(mode=mode))
     assert results["labels_used"] == (40 if mode == "oracle" else 8) and results["labels_available"] == 40
@@ -72,7 +76,7 @@ def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
 
 
 def test_the_audit_changes_nothing(quick, monkeypatch):
-    settings = dict(steps=3, batch_size=8, refit_every=1, gnn_epochs=2)
+    settings = dict(steps=3, batch_size=8, memory="refit", refit_every=1, gnn_epochs=2)
     train.train(quick(**settings))
     monkeypatch.setattr(train.Audit, "add", lambda *_: None)
     train.train(quick(**settings, output_dir=quick().output_dir + "2"))
@@ -90,21 +94,20 @@ def test_batches_are_full_and_every_epoch_sees_every_task_once():
     assert [task.id for task, _ in seen[:10]] != [task.id for task, _ in seen[10:]]
 
 
-def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, capsys, monkeypatch):
+def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, capsys):
     config = quick(output_dir=str(tmp_path / "all"), steps=1, variants="soft")
-    train.compare(config)
+    compare.compare(config, train.train)
     table = capsys.readouterr().out
     assert "memreward - soft" in table
     assert json.loads((tmp_path / "all" / "soft-0.2-0" / "config.json").read_text())["reward"] == "soft"
     assert "memreward - r1p" in table and "memreward / oracle" in table
-    monkeypatch.setattr(train, "train", lambda config: pytest.fail("ran a finished run again"))
-    train.compare(config)
+    compare.compare(config, lambda config: pytest.fail("ran a finished run again"))
     again = capsys.readouterr().out  # the last table of the first time, once
     assert table.endswith(again) and again.count("before training") == 1
     with pytest.raises(ValueError, match="variants: hard are not all among"):
-        train.compare(quick(variants="hard"))
+        compare.compare(quick(variants="hard"), train.train)
     with pytest.raises(ValueError, match="with another steps"):
-        train.compare(quick(output_dir=str(tmp_path / "all"), steps=2))
+        compare.compare(quick(output_dir=str(tmp_path / "all"), steps=2), train.train)
 
 
 def test_comparison_arithmetic():
@@ -113,12 +116,12 @@ def test_comparison_arithmetic():
         return {"mode": mode, "row": mode, "seed": seed, "before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}}
 
     finished = [run("memreward", 0, 0.8), run("memreward", 1, 0.9), run("oracle", 0, 0.9), run("oracle", 1, 0.9), run("r1p", 0, 0.7)]
-    lines = {line.split("  ")[0].strip(): line for line in train.comparison(finished).splitlines()}
+    lines = {line.split("  ")[0].strip(): line for line in compare.comparison(finished).splitlines()}
     assert "-5.0 +- 5.0" in lines["memreward - oracle"]  # differences -10 and 0
     assert lines["memreward - r1p"].split()[3:] == "10.0 paired over 1 seeds".split()
     assert "94.4 %" in lines["memreward / oracle"]  # 85 / 90
     finished += [run("memreward 0.1", 0, 0.6), run("r1p 0.1", 0, 0.65), run("refit", 1, 0.88)]
-    lines = {line.split("  ")[0].strip(): line for line in train.comparison(finished).splitlines()}
+    lines = {line.split("  ")[0].strip(): line for line in compare.comparison(finished).splitlines()}
     assert lines["memreward 0.1 - r1p 0.1"].split()[5] == "-5.0" and lines["memreward - refit"].split()[3] == "2.0"  # like with like
     assert "66.7 %" in lines["memreward 0.1 / oracle"] and "memreward - r1p 0.1" not in lines
 
@@ -132,11 +135,11 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
                      for step in (0, 50, 100)]
             (folder / "results.json").write_text(json.dumps({"label_ratio": ratio, "evaluations": curve}))
     (tmp_path / "oracle-1.0-0").mkdir()  # has not finished
-    curves = runs.curves(tmp_path, 0.2)
+    curves = figures.curves(tmp_path, 0.2)
     assert curves["accuracy"] == dict.fromkeys(("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)])
     assert list(curves["predictions"].values()) == 2 * [[([50, 100], [seed - 50, seed - 100]) for seed in (0, 1)]]
     with monkeypatch.context() as without, pytest.raises(SystemExit, match="matplotlib is not installed; pip install matplotlib"):
-        without.setattr(train.importlib.util, "find_spec", lambda name: None)
+        without.setattr(figures.importlib.util, "find_spec", lambda name: None)
         train.main(["plot", str(tmp_path)])
     pytest.importorskip("matplotlib")
     train.main(["plot", str(tmp_path)])
@@ -218,11 +221,11 @@ def test_a_setting_is_refused_before_torch_is_imported():
 
 
 def test_presets_are_settings_that_flags_change():
-    _, config = train.parse(["--preset", "qwen2.5-3b", "--steps", "7"])
+    _, config = parse(["--preset", "qwen2.5-3b", "--steps", "7"])
     assert (config.model, config.steps, config.batch_size, config.learning_rate) == ("Qwen/Qwen2.5-3B-Instruct", 7, 128, 1e-6)
     assert len(config.tasks.split(",")) == 10 and config.ood == "numina_math,piqa,siqa"
     fields = {field.name for field in dataclasses.fields(Config)}
-    assert all(settings.keys() <= fields for settings in train.PRESETS.values())
+    assert all(settings.keys() <= fields for settings in settings.PRESETS.values())
 
 
 def test_encoder_left_out():
@@ -278,24 +281,25 @@ def test_drift_warns_below_two_standard_errors_of_the_queries(capsys, right, war
 def test_evaluate_and_probe_take_the_settings_of_a_run(quick, monkeypatch):
     train.train(quick(mode="r1p", label_ratio=0.5, max_response_length=9, test_tasks=6))
     folder = quick().output_dir
-    command, config = train.parse(["evaluate", "--model", folder, "--test_tasks", "5"])
+    command, config = parse(["evaluate", "--model", folder, "--test_tasks", "5"])
     assert (command, config.max_response_length, config.test_tasks, config.model) == ("evaluate", 9, 5, folder)
     with pytest.raises(SystemExit, match="output_dir: .* holds a run"):
         train.main(["probe", "--output_dir", folder])
     with monkeypatch.context() as inside:  # a run folder that nobody named
         inside.chdir(folder)
-        assert train.parse([])[1].max_response_length == train.parse(["probe"])[1].max_response_length == 48
-    _, config = train.parse(["probe", "--rollouts", folder, "--neighbors", "7"])
+        assert parse([])[1].max_response_length == parse(["probe"])[1].max_response_length == 48
+    _, config = parse(["probe", "--rollouts", folder, "--neighbors", "7"])
     assert config.label_ratio == 0.5
     assert (config.max_response_length, config.group_size, config.gnn_epochs, config.neighbors) == (9, 4, 5, 7)
-    assert train.parse(["evaluate", "--model", "builtin"])[1].max_response_length == 48
+    assert parse(["evaluate", "--model", "builtin"])[1].max_response_length == 48
 
 
 def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys):
     """A memory that turns everything round after the warm-up is noticed; the slice is never fitted on, and always verified."""
     import memreward
 
-    config, fitted = quick(audit_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12, refit_every=1), []
+    config, fitted = quick(drift_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12,
+                           memory="refit", refit_every=1), []
     fit, predict = memreward.ExperienceMemory.fit, memreward.ExperienceMemory.predict
 
     def fit_and_turn(memory, seed, without):
@@ -325,11 +329,9 @@ def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys
 @pytest.mark.parametrize("source", ["base policy", "run", "file"])
 def test_probe(quick, tmp_path, monkeypatch, capsys, source):
     """Each source of rollouts gives a table and results.json, with one row marked as what training does."""
-    import memreward
-
-    rows = memreward.probe_rows
+    rows = probe.probe_rows
     wanted = ("majority vote", "only parsed", "mixed networks (default)")
-    monkeypatch.setattr(memreward, "probe_rows", lambda *a: {name: row for name, row in rows(*a).items() if name in wanted})
+    monkeypatch.setattr(probe, "probe_rows", lambda *a: {name: row for name, row in rows(*a).items() if name in wanted})
     arguments = ["probe", "--output_dir", str(tmp_path / "out"), "--gnn_epochs", "2", "--gnn_networks", "1", "--train_tasks", "30"]
     if source == "run":
         train.train(quick(mode="r1p"))
@@ -405,7 +407,8 @@ def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
 
 
 def test_every_setting_is_read():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "runs.py", "memreward.py"))
+    source = "".join((ROOT / name).read_text() for name in ("train.py", "memreward.py", "lab/runs.py", "lab/log.py", "lab/compare.py", "lab/probe.py",
+                                                         "lab/settings.py"))
     for setting in dataclasses.fields(Config):
         assert re.search(rf"config\.{setting.name}\b", source), setting.name
 

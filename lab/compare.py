@@ -1,0 +1,146 @@
+"""The paper's table: every mode and variant with every seed, and the tables that runs print."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+from lab.settings import MEMORY, check
+
+MODES = ("r1p", "majority", "memreward", "oracle")
+LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
+VARIANTS = {  # rows of compare beside the four modes
+    "grow": {"memory": "grow"}, "refit": {"memory": "refit"}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5},
+    **{f"{mode} {ratio}": {"mode": mode, "label_ratio": ratio}
+       for ratio in (0.1, 0.4, 0.7) for mode in ("r1p", "memreward")}}
+
+
+def compare(config, train: Callable) -> None:
+    """Run every mode (and variant) with every seed by `train`, go on where it stopped, print the table."""
+    check(config.mode == "memreward" and config.seed == 0,
+          "compare runs every mode with seeds 0 to seeds - 1: leave out --mode and --seed")
+    check(os.environ.get("WORLD_SIZE", "1") == "1",
+          "compare: its runs are small, start it without accelerate launch")
+    asked = [name.strip() for name in config.variants.split(",") if name]
+    names = list(VARIANTS) if config.variants == "all" else asked
+    check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
+    rows = {mode: {"mode": mode} for mode in MODES} | {
+        name: VARIANTS[name] for name in names if VARIANTS[name].get("label_ratio") != config.label_ratio}
+    root, finished = Path(config.output_dir or "runs/compare"), []
+    for seed in range(config.seeds):
+        for name, changes in rows.items():
+            one = dataclasses.replace(config, seed=seed, seeds=1, variants="", **changes)
+            one.output_dir = str(root / f"{name.split()[0]}-{one.label_ratio}-{seed}")
+            done = Path(one.output_dir) / "results.json"
+            if (begun := done.with_name("config.json")).exists():
+                check_settings(one, begun)
+                one.resume = one.output_dir
+            if not done.exists():
+                if finished:
+                    print(comparison(finished), flush=True)  # so far
+                train(one)
+            finished.append(json.loads(done.read_text()) | {"row": name})
+    print(comparison(finished))
+
+
+def check_settings(config, path: Path) -> None:
+    """Refuse to go on with a run that was made with other settings, those that change nothing aside."""
+    old = json.loads(path.read_text())
+    free = ("output_dir", "resume", "tracker", "traceback", "keep",
+            *(MEMORY if config.mode != "memreward" else ()))
+    other = [f.name for f in dataclasses.fields(config)  # a setting that came later was at its default
+             if f.name not in free and old.get(f.name, f.default) != getattr(config, f.name)]
+    check(not other, f"output_dir: {config.output_dir} was run with another {', '.join(other)}; "
+          "name another folder")
+
+
+def comparison(runs: list[dict]) -> str:
+    """The paper's table of finished runs: means and errors over seeds, paired differences, ratios."""
+    names = dict.fromkeys([*MODES, *(run["row"] for run in runs)])
+    by_row = {name: {run["seed"]: run for run in runs if run["row"] == name} for name in names}
+    before = {"after": runs[0]["before"], "labels_used": 0, "labels_available": runs[0]["labels_available"]}
+    lines = [f"{'test accuracy, %':<26}greedy{'sampled':>14}{'labels':>11}{'predictions right':>20}"
+             f"{'AUC':>18}{'seeds':>8}"]
+    for name, rows in {"before training": {0: before}, **by_row}.items():
+        if rows := list(rows.values()):
+            cells = [mean_error([100 * row["after"][kind]["all"] for row in rows])
+                     if kind in rows[0]["after"] else "" for kind in ("greedy", "sampled")]
+            labels = f"{rows[0]['labels_used']}/{rows[0]['labels_available']}"
+            audits = [[row["audit"].get(key) for row in rows if row.get("audit")]
+                      for key in ("accuracy", "auc")]
+            audit = ["" if None in values or not values else mean_error(values, 3) for values in audits]
+            lines.append(f"{name:<18}{cells[0]:>14}{cells[1]:>14}{labels:>11}{audit[0]:>20}{audit[1]:>18}"
+                         f"{len(rows):>8}")
+    return "\n".join(lines + differences(by_row))
+
+
+def differences(by_row: dict[str, dict[int, dict]]) -> list[str]:
+    """Lines of paired differences MemReward - other row, then of MemReward / Oracle, over seeds of both."""
+
+    def score(run: dict) -> float:
+        return 100 * run["after"]["greedy"]["all"]
+
+    lines = []
+    for other in by_row:
+        kind, _, ratio = other.partition(" ")
+        ours = "memreward" + (ratio and f" {ratio}")  # each label ratio is compared with itself
+        pairs = [score(by_row[ours][seed]) - score(run) for seed, run in by_row[other].items()
+                 if seed in by_row.get(ours, ())]
+        if kind != "memreward" and pairs:
+            lines.append(f"{f'{ours} - {other}':<32}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
+    for ours in (name for name in by_row if name.startswith("memreward")):
+        both = [seed for seed in by_row[ours] if seed in by_row["oracle"]]
+        if both:
+            mine, best = (sum(score(by_row[name][seed]) for seed in both) for name in (ours, "oracle"))
+            lines.append(f"{f'{ours} / oracle':<32}{100 * mine / best:12.1f} %")
+    return lines
+
+
+def accuracies(columns: dict[str, dict]) -> list[str]:
+    """A table of test accuracy: a line for each data set (or domain) and average, columns {title: scores}."""
+    from data import CUT_BY_HASH
+
+    last = list(columns.values())[-1]
+    kinds = [kind for kind in ("greedy", "sampled") if kind in last]
+    titles = [(kind, title) for kind in kinds for title in columns]
+    head = "".join(f"{f'{kind} {title}'.strip():>16}" for kind, title in titles)
+    lines = [f"{'test accuracy':<18}{'tasks':>7}{head}"]
+    for name in last[kinds[0]]:
+        in_domain = name == "all" and "out of domain" in last[kinds[0]]
+        label = "in domain" if in_domain else name + " *" * (name in CUT_BY_HASH)
+        cells = "".join(f"{columns[title][kind][name]:16.3f}" for kind, title in titles)
+        lines.append(f"  {label:<16}{last['tasks'][name]:>7}{cells}")
+    if any("*" in line for line in lines):
+        lines.append("  * no split of its own: cut by a checksum of the ids, "
+                     "not comparable with published numbers")
+    return lines
+
+
+def report(results: dict) -> str:
+    """The table at the end of a run."""
+    lines = accuracies({"before": results["before"], "after": results["after"]})
+    lines.append(f"labels used         {results['labels_used']} of {results['labels_available']}")
+    if results["audit"]:
+        audit = {name: "-" if value is None else f"{value:.3f}" for name, value in results["audit"].items()}
+        lines.append(f"predicted rewards   accuracy {audit['accuracy']}, precision {audit['precision']}, "
+                     f"recall {audit['recall']}, false positives {audit['fp_rate']}, AUC {audit['auc']} "
+                     f"on {results['audit']['rollouts']} rollouts")
+    if results["dropped"]:
+        counts = (f"{name}: {n} {why}" for name, reasons in results["dropped"].items()
+                  for why, n in reasons.items())
+        lines.append("tasks left out      " + "; ".join(counts))
+    lines.append(f"time                {results['seconds']:.0f} s for {results['steps']} steps")
+    return "\n".join(lines)
+
+
+def mean_error(values: list[float], digits: int = 1) -> str:
+    """Mean and standard error of the mean.
+
+    >>> mean_error([1.0, 2.0, 3.0]), mean_error([1.0])
+    ('2.0 +- 0.6', '1.0')
+    """
+    middle = f"{mean(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} +- {stdev(values) / sqrt(len(values)):.{digits}f}"

@@ -1,0 +1,217 @@
+"""What a run says: metrics.jsonl, the clock, and how good its predicted rewards are (audit and drift)."""
+
+import dataclasses
+import json
+import random
+import time
+from math import isnan, sqrt
+from statistics import mean, stdev
+
+from lab.runs import gather, tell
+
+
+class Log:
+    """metrics.jsonl, the trackers, and what the table at the end needs."""
+
+    def __init__(self, run, labels: dict):
+        self.run, self.labels, self.evaluations, self.shown = run, labels, [], {}
+        self.audited = self.checked = 0  # rollouts of audit and drift that are in evaluations already
+        self.start = time.perf_counter()
+        if run.config.tracker != "none":
+            settings = {k: v for k, v in dataclasses.asdict(run.config).items() if v is not None}
+            run.accelerator.init_trackers("memreward", config=settings)
+
+    def write(self, step: int, row: dict) -> None:
+        """One line of metrics.jsonl; the trackers get its numbers."""
+        if self.run.accelerator.is_main_process:
+            with open(self.run.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, **row}) + "\n")
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        self.run.accelerator.log(numbers, step=step)
+
+    def step(self, step: int, experience, rewards, source: list[str], stats: dict, seconds: dict, audit: dict,
+             drift: dict) -> None:
+        """Log a training step, over the rollouts of all processes; README explains every number."""
+        rollouts, size = experience.rollouts, self.run.config.group_size
+        lengths = (rollouts.mask.sum(1), rollouts.attention_mask.sum(1), rollouts.truncated.float())
+        columns = (rewards, *(column.view(-1, size) for column in lengths))  # (B, G) each
+        groups = gather(self.run, list(zip(source, *(column.tolist() for column in columns))))
+        sources, rewards, response, tokens, truncated = zip(*groups)
+
+        def average(groups: list, kinds: tuple[str, ...] = tuple(set(sources))) -> float | None:
+            values = [value for kind, group in zip(sources, groups) if kind in kinds for value in group]
+            return mean(values) if values else None
+
+        row = {
+            "reward/verified": average(rewards, ("verifier",)),
+            "reward/predicted": average(rewards, ("memory", "majority")),
+            "abstained": mean(kind == "abstained" for kind in sources),
+            "groups_without_signal": mean(float(min(group) == max(group)) for group in rewards),
+            "response_length": average(response),
+            "truncated": average(truncated),
+            **stats,
+            **seconds,
+            "tokens_per_second": sum(sum(tokens, [])) / sum(seconds.values()),
+            **{f"audit/{name}": value for name, value in audit.items()},
+            **{f"drift/{name}": value for name, value in drift.items()},
+        }
+        self.write(step, row)
+        shown = {"verified": row["reward/verified"], "predicted": row["reward/predicted"],
+                 "audit": audit.get("accuracy")}
+        self.shown = {name: f"{value:.2f}" for name, value in shown.items() if value is not None}
+
+    def evaluation(self, step: int, accuracy: dict, audit: dict, drift: dict) -> None:
+        """Log accuracies on the test tasks, audit and drift since the last evaluation."""
+        self.evaluations.append({"step": step, **accuracy, "audit": audit, "drift": drift})
+        kinds = [kind for kind in accuracy if kind != "tasks"]
+        row = {f"test/{kind}/{name}": value for kind in kinds for name, value in accuracy[kind].items()}
+        for part, numbers in (("audit", audit), ("drift", drift)):
+            row |= {f"{part}_since/{name}": value for name, value in numbers.items()}
+        self.write(step, row)
+        if self.run.accelerator.is_main_process:
+            line = ", ".join(f"{accuracy[kind]['all']:.3f} {kind}" for kind in kinds)
+            predicted = f"; predicted rewards {audit['accuracy']:.3f} right" if audit else ""
+            tell(f"step {step}: test accuracy {line}{predicted}")
+
+
+class Stopwatch(dict):
+    """Seconds by stage: stopwatch(name) is called where a stage ends."""
+
+    def __init__(self):
+        self.last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # a GPU works behind the program's back
+        now = time.perf_counter()
+        self[f"seconds/{name}"], self.last = self.get(f"seconds/{name}", 0.0) + now - self.last, now
+
+
+def profile(run):
+    """A torch profiler that skips two steps and writes the next three to trace.json in the run folder."""
+    import torch
+
+    def finish(profiler) -> None:
+        profiler.export_chrome_trace(str(run.folder / "trace.json"))
+        tell(profiler.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
+
+    ready = finish if run.accelerator.is_main_process else None
+    steps = torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1)
+    profiler = torch.profiler.profile(schedule=steps, on_trace_ready=ready)
+    profiler.start()
+    return profiler
+
+
+class Tally:
+    """Predicted probabilities beside true rewards, and how well they agree."""
+
+    def __init__(self, threshold: float):
+        self.threshold, self.probabilities, self.rewards = threshold, [], []
+
+    def extend(self, pairs: list[tuple[float, float]]) -> None:
+        """Add pairs of a probability and a reward."""
+        for probability, reward in pairs:
+            self.probabilities.append(probability)
+            self.rewards.append(reward)
+
+    def metrics(self, first: int = 0) -> dict:
+        """Accuracy, precision, recall, f1, fp_rate, auc of the rollouts from number `first` on; {} of
+        none."""
+        import torch
+
+        from gnn import metrics
+
+        if len(self.rewards) <= first:
+            return {}
+        probabilities, rewards = torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])
+        part = metrics(probabilities, rewards, self.threshold)
+        part = {name: None if isnan(value) else value for name, value in part.items()}
+        return part | {"rollouts": len(rewards)}
+
+
+class Audit(Tally):
+    """Compares predicted rewards with the truth on unlabelled rollouts. It alone holds the hidden labels,
+    which only an experiment has; what it returns goes to the log and nowhere else."""
+
+    def __init__(self, tasks: list, threshold: float):
+        super().__init__(threshold)
+        self.truth = {task.id: task for task in tasks}
+
+    def add(self, run, experience) -> None:
+        """Predict the unlabelled groups of all processes again, those too that `--abstain` left out, and
+        verify them with their true labels. A soft reward is right where it is on the right side of the
+        threshold."""
+        import torch
+
+        from data import verify_batch
+        from memreward import predict_rewards
+
+        rows = [b for b, task in enumerate(experience.tasks)
+                if not task.labelled and self.truth[task.id].labelled]
+        pairs, size = [], run.config.group_size
+        if rows:
+            groups = experience.groups and experience.groups.rows(torch.tensor(rows))
+            probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows])
+            texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
+            truth = [self.truth[experience.tasks[b].id] for b in rows for _ in range(size)]
+            pairs = list(zip(probabilities.flatten().tolist(), verify_batch(truth, texts)))
+        self.extend(gather(run, pairs))
+
+
+class Drift(Tally):
+    """The same without hidden labels, so that any user has it: a fixed slice of the labelled queries, on
+    which the reward networks neither train nor stop nor calibrate. They are verified at every visit anyway;
+    the memory predicts them too, with its own entries of that query hidden."""
+
+    def __init__(self, labelled: list, config):
+        super().__init__(config.threshold)
+        count = round(config.drift_fraction * len(labelled)) if config.mode == "memreward" else 0
+        ids = [task.id for task in labelled]
+        self.ids = set(random.Random(f"audit {config.seed}").sample(ids, count))
+        self.queries, self.warm_up = [], 0  # whose rollouts they are; the first so many are the warm-up's
+
+    def check(self, run, experience, rewards) -> list[tuple[float, float, str]]:
+        """Predicted and verified reward (of (B, G)) and query, of each rollout of the slice in this
+        process."""
+        import torch
+
+        from memreward import predict_rewards
+
+        rows = [b for b, task in enumerate(experience.tasks) if task.id in self.ids]
+        if not rows:
+            return []
+        groups, ids = experience.groups.rows(torch.tensor(rows)), [experience.tasks[b].id for b in rows]
+        keys = [experience.keys[b] for b in rows]
+        probabilities = predict_rewards(run.memory, groups, keys, exclude=ids)  # (rows, G)
+        queries = [query for query in ids for _ in range(rewards.shape[1])]
+        return list(zip(probabilities.flatten().tolist(), rewards[rows].flatten().tolist(), queries))
+
+    def extend(self, rows: list[tuple[float, float, str]]) -> None:
+        """Add what `check` returned."""
+        super().extend([(probability, reward) for probability, reward, _ in rows])
+        self.queries += [query for *_, query in rows]
+
+    def right(self, first: int, last: int | None = None) -> dict[str, float]:
+        """For each query the share of its predictions, from number `first` to before `last`, that were
+        right."""
+        found: dict[str, list[bool]] = {}
+        columns = (self.queries, self.probabilities, self.rewards)
+        for query, probability, reward in zip(*(column[first:last] for column in columns)):
+            found.setdefault(query, []).append((probability > self.threshold) == (reward > 0.5))
+        return {query: mean(values) for query, values in found.items()}
+
+    def warn(self, run, step: int, first: int) -> None:
+        """Say so where, since rollout number `first`, fewer predictions were right than in the warm-up, by
+        more than two standard errors: of the mean over queries, as the rollouts of a query are nearly
+        alike."""
+        before, now = self.right(0, self.warm_up), self.right(first)
+        changes = [share - before[query] for query, share in now.items()]
+        if len(changes) < 2 or not run.accelerator.is_main_process:
+            return
+        if mean(changes) + 2 * stdev(changes) / sqrt(len(changes)) < 0:
+            once = mean(before[query] for query in now)
+            tell(f"step {step}: the memory drifts: of its rewards for {len(now)} labelled queries that it "
+                 f"was not fitted on {mean(now.values()):.2f} are right, {once:.2f} were at the start")

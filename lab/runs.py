@@ -1,0 +1,407 @@
+"""A run: its models and tasks, its several processes, its folder with checkpoints that survive.
+
+Nothing here changes what is learnt; read it when you want to know what a run leaves and how it goes on.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import zip_longest
+from logging import getLogger
+from pathlib import Path
+
+from lab.settings import check
+
+BUILTIN = Path(__file__).resolve().parents[1] / "assets" / "policy"
+
+
+@dataclass
+class Run:
+    """What a run holds: its settings, its folder and the models."""
+
+    config: object  # train.Config
+    accelerator: object
+    tokenizer: object
+    model: object  # the policy that is trained, wrapped by accelerate
+    optimizer: object = None
+    sampler: object = None  # a whole copy of it in bf16, where it is sharded or trained in mixed precision
+    reference: object = None  # the policy as it was at the start, frozen
+    encode: object = None  # memreward.make_encoder
+    memory: object = None  # memreward.ExperienceMemory; None: no memory in this mode
+    folder: Path | None = None
+    dropped: dict = field(default_factory=dict)  # tasks that were left out: {data set: {reason: count}}
+    inside: frozenset = frozenset()  # data sets in domain; others are tested only
+
+    @property
+    def policy(self):
+        """The policy in one piece, to sample from."""
+        return self.accelerator.unwrap_model(self.model) if self.sampler is None else self.sampler
+
+    @property
+    def device(self) -> str:
+        """Where tensors live. (accelerate's cpu:0 is unknown to torch.load.)"""
+        return "cpu" if self.accelerator.device.type == "cpu" else str(self.accelerator.device)
+
+
+def start(config, training: bool = True) -> Run:
+    """Load the policy, and what training needs beside it."""
+    import torch
+
+    from memreward import FEATURES, ExperienceMemory, make_encoder
+
+    if config.tracker != "none":
+        check(importlib.util.find_spec(config.tracker),
+              f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
+    accelerator, bf16 = launch(config)
+    unknown = set(config.features.split(",")) - set(FEATURES)
+    check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
+    half = torch.bfloat16 if bf16 else torch.float32
+    policy, tokenizer = load_policy(config, torch.float32 if training else half)
+    if not training:
+        return Run(config, accelerator, tokenizer, policy.to(accelerator.device))
+    if config.gradient_checkpointing:
+        policy.activation_checkpointing_enable({"use_reentrant": False})
+
+    def frozen():
+        return load_policy(config, half)[0].to(accelerator.device).eval().requires_grad_(False)
+
+    copied = bf16 or accelerator.distributed_type == "FSDP"
+    sampler = frozen() if copied else None
+    run = Run(config, accelerator, tokenizer, policy, reference=frozen(), sampler=sampler)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    run.model, run.optimizer = accelerator.prepare(policy, optimizer)
+    if config.mode == "memreward":
+        run.memory = ExperienceMemory(config)
+    if config.mode == "memreward" or config.label_pick == "coverage":
+        run.encode = make_encoder(config.encoder, tokenizer, accelerator.device)
+    return run
+
+
+def launch(config) -> tuple:
+    """The accelerator, and whether it trains in bf16; random numbers start from the seed."""
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import set_seed
+    from transformers.utils import logging
+
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # ranks wait for the slowest to evaluate
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[patience], project_dir=config.output_dir,
+        log_with=None if config.tracker == "none" else config.tracker,
+        cpu=not torch.cuda.is_available())  # Apple's GPU lacks operations that the memory needs
+    check(accelerator.distributed_type != "FSDP" or accelerator.is_fsdp2,
+          "fsdp_version: set it to 2 in accelerate's config file")
+    ranks = accelerator.num_processes
+    check(config.batch_size % ranks == 0,
+          f"batch_size: {config.batch_size} tasks cannot be shared equally by {ranks} processes")
+    logging.disable_progress_bar()  # one bar is enough
+    getLogger("accelerate").setLevel("ERROR")  # it warns at every checkpoint that tied weights are saved once
+    set_seed(config.seed)
+    return accelerator, bf16
+
+
+def load_policy(config, dtype) -> tuple:
+    """The causal LM and the tokenizer that config.model names: 'builtin', a model folder, a run folder, or a
+    model of the hub."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from data import reach_hub
+
+    name = str(BUILTIN) if config.model == "builtin" else config.model
+    if (Path(name) / "results.json").is_file():
+        name = str(Path(name) / "policy")  # of a finished run
+    try:
+        reach_hub(name)
+        settings = AutoConfig.from_pretrained(name)
+        for key, value in vars(settings).items():
+            if "drop" in key and isinstance(value, float):
+                setattr(settings, key, 0.0)  # else the policy that is trained is not the one that sampled
+        attention = None if config.attention == "auto" else config.attention
+        model = AutoModelForCausalLM.from_pretrained(
+            name, config=settings, dtype=dtype, attn_implementation=attention)
+        return model, AutoTokenizer.from_pretrained(name, padding_side="left")
+    except (OSError, ValueError, ImportError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"model: cannot load {name!r}, neither 'builtin', a model or run folder nor a model "
+                         f"at hand: {why}") from None
+
+
+def render(tokenizer, task) -> str:
+    """The prompt of a task as the policy reads it: in its chat template if it has one, else plain text."""
+    from data import make_prompt
+
+    if tokenizer.chat_template is None:
+        return (tokenizer.bos_token or "") + make_prompt(task) + "\n"
+    message = [{"role": "user", "content": make_prompt(task)}]
+    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+
+def load_data(run: Run, training: bool = True) -> tuple[list, list]:
+    """Training tasks (none where there is no training) and test tasks. A prompt beyond the limit is left out
+    and counted; a missing label is refused where one is needed."""
+    from accelerate.utils import broadcast_object_list
+
+    from data import load_splits
+
+    config, ranks = run.config, run.accelerator.num_processes
+    limits, splits = (config.train_tasks, config.test_tasks, config.seed), None
+    if run.accelerator.is_main_process:  # a download, programs with a time limit: all must see the same
+        if training:
+            splits = load_splits(config.tasks, config.ood, *limits)
+        else:
+            (_, test, dropped), (_, more, others) = (
+                load_splits("", sets, *limits) for sets in (config.tasks, config.ood))
+            splits = test, test + more, dropped | others
+    tasks, test, run.dropped = broadcast_object_list([splits])[0]
+    run.inside = frozenset(task.dataset for task in tasks)
+    kept = []
+    for part, candidates in (("train", tasks if training else []), ("test", test)):
+        kept.append(some := [])
+        for task in candidates:
+            prompt = run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids
+            if len(prompt) <= config.max_prompt_length:
+                some.append(task)
+            else:
+                why = f"{part}: prompt longer than max_prompt_length"
+                reasons = run.dropped.setdefault(task.dataset, {})
+                reasons[why] = reasons.get(why, 0) + 1
+        check(len(some) >= ranks or part == "train" and not training,
+              f"{part}_tasks: {len(some)} are too few for every process (left out: {run.dropped or 'none'})")
+        unlabelled = [task.id for task in some if not task.labelled]
+        check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(some)),
+              f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, "
+              f"the first is {unlabelled[:1]}")
+    return tuple(kept)
+
+
+# -------------------------------------------------------------------------------------- several processes
+
+
+def whole_weights(run):
+    """Name and value of every weight of the policy, one by one; of a sharded one gathered, where all
+    processes meet."""
+    for name, weight in run.accelerator.unwrap_model(run.model).named_parameters():
+        yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+def refresh(run) -> None:
+    """Give the copy that samples the newest weights."""
+    if run.sampler is not None:
+        for copy, (_, weight) in zip(run.sampler.parameters(), whole_weights(run), strict=True):
+            copy.data.copy_(weight.data)
+
+
+def gather(run, rows: list) -> list:
+    """The rows of all processes in the order of one process: row i of process p is number i * world + p."""
+    from accelerate.utils import gather_object
+
+    if run.accelerator.num_processes == 1:
+        return rows
+    absent = object()
+    columns = zip_longest(*gather_object([rows]), fillvalue=absent)
+    return [row for column in columns for row in column if row is not absent]
+
+
+def share(run, rows: list) -> list:
+    """The rows that are this process's part."""
+    return rows[run.accelerator.process_index :: run.accelerator.num_processes]
+
+
+def fit_memory(run, seed: int, drift) -> None:
+    """Train the reward networks once, on the first process, and give the same to all."""
+    from accelerate.utils import broadcast_object_list
+
+    main = run.accelerator.is_main_process
+    if main:
+        run.memory.fit(seed, without=drift.ids)
+    if run.accelerator.num_processes > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "memory.pt"
+            if main:
+                run.memory.save(file)
+            file.write_bytes(broadcast_object_list([file.read_bytes() if main else None])[0])
+            run.memory.load(file, run.device)
+
+
+# ----------------------------------------------------------------------------------------- the run folder
+
+
+def open_folder(run, tasks: list, test: list) -> None:
+    """The run folder with config.json and tasks.json: a new one, or the one to resume; never another
+    run's."""
+    from accelerate.utils import broadcast_object_list
+
+    run.folder = folder = Path(broadcast_object_list([run.config.output_dir])[0])
+    parts = {"labelled": [task for task in tasks if task.labelled], "test": test,
+             "unlabelled": [task for task in tasks if not task.labelled]}
+    chosen = {name: [task.id for task in part] for name, part in parts.items()} | {"dropped": run.dropped}
+    if run.accelerator.is_main_process:
+        if (folder / "tasks.json").exists() and run.config.resume:
+            check(json.loads((folder / "tasks.json").read_text()) == chosen,
+                  f"tasks: {run.config.tasks} gives others than {folder / 'tasks.json'}: "
+                  "the data changed since the run began")
+            return
+        holds_run = any((folder / name).exists() for name in ("checkpoints", "results.json"))
+        check(not holds_run, f"output_dir: {folder} holds a run already; --resume it, or name another")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "metrics.jsonl", "")
+            write_json(folder / "tasks.json", chosen)
+            write_json(folder / "config.json", dataclasses.asdict(run.config))
+        except OSError as error:
+            raise ValueError(f"output_dir: cannot write to {folder} ({error.strerror}); "
+                             "name another folder") from None
+
+
+def save_checkpoint(run, step: int, log, audit, drift) -> None:
+    """Write policy, optimizer, memory, random states and position aside, then rename: a checkpoint is whole
+    or not there. Where the disk is full the older ones stay, and training goes on."""
+    import torch
+    from safetensors import SafetensorError
+
+    main, new = run.accelerator.is_main_process, run.folder / "checkpoint.new"
+    if main:
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
+    run.accelerator.wait_for_everyone()
+    failure = None
+    try:
+        run.accelerator.save_state(str(new))  # every process writes its random state
+        save_policy(run, new)
+        if main:
+            if run.memory is not None:
+                run.memory.save(new / "memory.pt")
+            state = {"evaluations": log.evaluations, "seconds": time.perf_counter() - log.start,
+                     "audit": (audit.probabilities, audit.rewards), "warm_up": drift.warm_up,
+                     "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}
+            torch.save(state, new / "progress.pt")
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        failure = str(error).splitlines()[0]
+    failure = next((f for f in gather(run, [failure]) if f), None)
+    if main and not failure:
+        failure = put_in_place(new, run.folder / "checkpoints" / f"{step:06}", run.config.keep)
+    if main and failure:
+        shutil.rmtree(new, ignore_errors=True)
+        tell(f"checkpoint: step {step} could not be written ({failure}); the run goes on with those it has")
+    run.accelerator.wait_for_everyone()
+
+
+def put_in_place(new: Path, target: Path, keep: int) -> str | None:
+    """Give a written checkpoint its checksums and its name, and keep the newest; what went wrong, if
+    anything."""
+    try:
+        write_json(new / "checksums.json", checksums(new))
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # damaged, otherwise the run would have gone on from it
+        os.replace(new, target)
+    except OSError as error:  # some disks notice only now
+        return str(error)
+    for old in sorted(target.parent.iterdir())[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return None
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """The checksum of every file below a folder; each is on the disk before its checksum is."""
+    sums = {}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
+    for path in sorted(files):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            total = 0
+            while block := file.read(1 << 24):
+                total = zlib.crc32(block, total)
+        sums[str(path.relative_to(folder))] = total
+    return sums
+
+
+def load_checkpoint(run, log, audit, drift) -> int | None:
+    """Go back to the newest checkpoint that is whole, cut metrics.jsonl back to it, and return its step; None
+    where the run was stopped before it wrote any."""
+    import torch
+    from accelerate.utils import broadcast_object_list
+
+    found = sorted((run.folder / "checkpoints").glob("*"), reverse=True)
+    whole = broadcast_object_list([first_whole(found) if run.accelerator.is_main_process else None])[0]
+    check(whole or not found,
+          f"resume: no checkpoint of {run.folder} is whole; start the run anew in another folder")
+    step = int(whole.name) if whole else -1
+    if run.accelerator.is_main_process:
+        lines = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text(run.folder / "metrics.jsonl", "".join(kept))
+    if whole is None:
+        return None
+    run.accelerator.load_state(str(whole))
+    refresh(run)
+    if run.memory is not None:
+        run.memory.load(whole / "memory.pt", run.device)
+    state = torch.load(whole / "progress.pt", weights_only=True)
+    log.evaluations, log.start = state["evaluations"], time.perf_counter() - state["seconds"]
+    audit.probabilities, audit.rewards = state["audit"]
+    drift.extend(state["drift"])
+    log.audited, log.checked, drift.warm_up = len(audit.rewards), len(drift.rewards), state["warm_up"]
+    return step
+
+
+def first_whole(folders: list[Path]) -> Path | None:
+    """The first of the checkpoints whose files have their checksums; the others are told."""
+    for folder in folders:
+        file = folder / "checksums.json"
+        expected, actual = json.loads(file.read_text()) if file.exists() else {}, checksums(folder)
+        names = sorted(expected.keys() | actual.keys())
+        wrong = [name for name in names if expected.get(name) != actual.get(name)]
+        if not wrong:
+            return folder
+        tell(f"checkpoint: {folder} is damaged ({', '.join(wrong[:3])}); falling back to the one before")
+    return None
+
+
+def save_policy(run, folder: Path) -> None:
+    """Write the policy as a folder that from_pretrained loads."""
+    main = run.accelerator.is_main_process
+    weights = {name: weight.detach().cpu() for name, weight in whole_weights(run) if main}
+    if main:
+        run.reference.save_pretrained(folder, state_dict=weights)  # the same architecture, never sharded
+        run.tokenizer.save_pretrained(folder)
+
+
+def finish(run, log, audit) -> dict:
+    """Save the policy as a model folder and write results.json."""
+    config = run.config
+    save_policy(run, run.folder / "policy")
+    results = {
+        "mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed, "steps": config.steps,
+        **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1],
+        "evaluations": log.evaluations, "audit": audit.metrics(), "dropped": run.dropped,
+        "seconds": time.perf_counter() - log.start}
+    if run.accelerator.is_main_process:
+        write_json(run.folder / "results.json", results)
+    run.accelerator.end_training()
+    return results
+
+
+def write_json(path: Path, value) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.with_suffix(".tmp").write_text(text)
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def tell(text: str) -> None:
+    """Say something in one line, above the progress bars."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
