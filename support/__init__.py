@@ -1,1 +1,1 @@
-"""Parts that know nothing of the method: each is of use by itself and imports nothing of the project."""
+"""Parts that know nothing of the method and import nothing of the project."""
