@@ -1,11 +1,12 @@
-"""From strings to vectors that say which texts are near: hashed n-grams without a model, and the encoders of transformers.
+"""From strings to vectors that say which texts are near: hashed n-grams without a model, and the encoders of
+transformers.
 
     encode = load_encoder("sentence-transformers/all-MiniLM-L6-v2", "cuda")
     vectors = encode(["Tom has 3 apples.", "Ann has 4 pears."])  # (2, 384), unit vectors
 
-An encoder's folder says how it is to be used (modules.json and what that names), and is obeyed as sentence-transformers
-obeys it: the same model read with another pooling or another length gives other neighbours.
-"""
+An encoder's folder says how it is to be used (modules.json and what that names), and is obeyed as
+sentence-transformers obeys it: the same model read with another pooling or another length gives other
+neighbours. """
 
 import inspect
 import json
@@ -21,19 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# -------------------------------------------------------------------------------------------------------- hashed n-grams
+# --------------------------------------------------------------------------------------------- hashed n-grams
 
 HASH_DIM = 512
 WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d]\w*|[^\w\s]")
 
 
-def hash_group(question: str, choices: Sequence[str], responses: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
-    """A question (with its choices) and its G responses, each a (thinking, answer): unit vectors (HASH_DIM,),
-    (G, HASH_DIM), (G, HASH_DIM) of hashed n-grams, zero where there is no word.
+def hash_group(
+    question: str, choices: Sequence[str], responses: Sequence[tuple[str, str]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A question (with its choices) and its G responses, each a (thinking, answer): unit vectors
+    (HASH_DIM,), (G, HASH_DIM), (G, HASH_DIM) of hashed n-grams, zero where there is no word.
 
-    Names and numbers are called by their place (see `by_place`), so that the same reasoning about other things looks
-    the same. What a response introduces is known to this response only.
-    """
+    Names and numbers are called by their place (see `by_place`), so that the same reasoning about other
+    things looks the same. What a response introduces is known to this response only. """
     places: dict[str, str] = {}
     for word in signature(question):
         places.setdefault(word, f"f{len(places)}")
@@ -56,15 +58,18 @@ def signature(question: str) -> list[str]:
 
 
 def by_place(text: str, places: dict[str, str], prefix: str) -> list[str]:
-    """The words of a text, where numbers and capitalised words are called by the place of their first appearance; new
-    ones are added to `places`. What the question mentions keeps its place in the response.
+    """The words of a text, where numbers and capitalised words are called by the place of their first
+    appearance; new ones are added to `places`. What the question mentions keeps its place in the response.
 
     >>> places = {}
     >>> by_place("Ann has 3 bags of 12.", places, "q"), by_place("3 * 12 = 36", places, "r")
     (['qc0', 'has', 'qn0', 'bags', 'of', 'qn1', '.'], ['qn0', '*', 'qn1', '=', 'rn0'])
     """
     words = WORD.findall(text)
-    count = {kind: sum(place.startswith(kind) for place in places.values()) for kind in (prefix + "n", prefix + "c")}
+    count = {
+        kind: sum(place.startswith(kind) for place in places.values())
+        for kind in (prefix + "n", prefix + "c")
+    }
     for word in words:
         if word not in places and (word[0].isdigit() or word[0].isupper()):
             kind = prefix + ("n" if word[0].isdigit() else "c")
@@ -76,9 +81,9 @@ def by_place(text: str, places: dict[str, str], prefix: str) -> list[str]:
 def hash_ngrams(words: list[str]) -> Tensor:
     """Unit vector (HASH_DIM,): signed counts of the 1- to 3-grams of some words; zero for no words.
 
-    An n-gram's code is the CRC-32 of its words with blanks between. Its low bits are its place, its highest one the
-    sign. CRC-32 reads on where it stopped, so an n-gram costs one step from the (n-1)-gram it begins with.
-    """
+    An n-gram's code is the CRC-32 of its words with blanks between. Its low bits are its place, its highest
+    one the sign. CRC-32 reads on where it stopped, so an n-gram costs one step from the (n-1)-gram it begins
+    with. """
     tails = [f" {word}".encode() for word in words]
     codes = [zlib.crc32(tail[1:]) for tail in tails]
     grams = list(codes)
@@ -90,11 +95,17 @@ def hash_ngrams(words: list[str]) -> Tensor:
     return F.normalize(torch.from_numpy(counts.astype(np.float32)), dim=0)
 
 
-# ---------------------------------------------------------------------------------------------- encoders of transformers
+# ----------------------------------------------------------------------------------- encoders of transformers
 
 BATCH_TOKENS = 16_384  # of a batch, padding included
 POOLINGS = ("mean", "cls", "lasttoken")
-SETTINGS = ["modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "*/*.json", "*_Dense/*"]
+SETTINGS = [
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "*/*.json",
+    "*_Dense/*",
+]
 
 
 class Recipe(NamedTuple):
@@ -113,19 +124,23 @@ class Recipe(NamedTuple):
 
 
 def load_encoder(name: str, device: str | torch.device = "cpu") -> "TextEncoder":
-    """An encoder of transformers, by the name of its folder or on the hub: encode(texts, prompt=None) -> (n, d).
+    """An encoder of transformers, by the name of its folder or on the hub: encode(texts, prompt=None) -> (n,
+    d).
 
-    Modules (Transformer, Pooling, Dense, Normalize), pooling (mean, CLS, last token), length and prompts are the
-    folder's; without modules.json the mean of the last hidden states is taken. Of the T5 family it is the encoder half.
-    Weights are float32 whatever they are stored in: bfloat16 would make a text's vector depend on its batch.
+    Modules (Transformer, Pooling, Dense, Normalize), pooling (mean, CLS, last token), length and prompts are
+    the folder's; without modules.json the mean of the last hidden states is taken. Of the T5 family it is
+    the encoder half. Weights are float32 whatever they are stored in: bfloat16 would make a text's vector
+    depend on its batch.
 
-    Raises ValueError, one line that begins with "encoder: ", where anything else is asked for, or where trial texts
-    (empty, short, as long as the model takes) show a fault: better now than after the first batch of rollouts.
-    """
+    Raises ValueError, one line that begins with "encoder: ", where anything else is asked for, or where
+    trial texts (empty, short, as long as the model takes) show a fault: better now than after the first
+    batch of rollouts. """
     try:
         encoder = TextEncoder(str(name), device)
         encoder.try_out()
-    except Exception as error:  # from the hub, the files or the model's own code: all of it is said in one line
+    except (
+        Exception
+    ) as error:  # from the hub, the files or the model's own code: all of it is said in one line
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ValueError(f"encoder: cannot use {str(name)!r}: {kind}{lines[0]}") from error
@@ -133,7 +148,8 @@ def load_encoder(name: str, device: str | torch.device = "cpu") -> "TextEncoder"
 
 
 class TextEncoder:
-    """See `load_encoder`. `recipe` holds what the folder says (prompts by name, too), `limit` the tokens it reads."""
+    """See `load_encoder`. `recipe` holds what the folder says (prompts by name, too), `limit` the tokens it
+    reads."""
 
     def __init__(self, name: str, device):
         folder = find_folder(name)
@@ -146,8 +162,8 @@ class TextEncoder:
         self.width = None  # settled by the first text
 
     def __call__(self, texts: Sequence[str], prompt: str | None = None) -> Tensor:
-        """Unit vectors (n, d) on the model's device, zero for a text without tokens. `prompt` is put before each text;
-        None is the folder's default, which mostly is none."""
+        """Unit vectors (n, d) on the model's device, zero for a text without tokens. `prompt` is put before
+        each text; None is the folder's default, which mostly is none."""
         prompt = self.recipe.default_prompt if prompt is None else prompt
         rows = self.tokenize([prompt + text for text in texts])
         skipped = 0 if self.recipe.include_prompt or not prompt else self.count_prompt(prompt)
@@ -174,7 +190,8 @@ class TextEncoder:
 
     @torch.no_grad()
     def embed(self, rows: Sequence[dict[str, list[int]]], skipped: int = 0) -> Tensor:
-        """Vectors (n, d), not normalised, of tokenized texts; the first `skipped` tokens are read but not pooled."""
+        """Vectors (n, d), not normalised, of tokenized texts; the first `skipped` tokens are read but not
+        pooled."""
         states, lengths = self.states(rows)
         vectors = pool(states, lengths, self.recipe.pooling, skipped)
         for head in self.heads:
@@ -183,8 +200,8 @@ class TextEncoder:
 
     @torch.no_grad()
     def states(self, rows: Sequence[dict[str, list[int]]]) -> tuple[Tensor, Tensor]:
-        """Last hidden states (n, L, d) and the lengths (n,). Padding stands on the right whatever the tokenizer likes:
-        there it moves no position, and what reads left to right never sees it."""
+        """Last hidden states (n, L, d) and the lengths (n,). Padding stands on the right whatever the
+        tokenizer likes: there it moves no position, and what reads left to right never sees it."""
         device, lengths = self.model.device, torch.tensor([len(row["input_ids"]) for row in rows])
         inputs = {key: torch.zeros(len(rows), int(lengths.max()), dtype=torch.long) for key in rows[0]}
         inputs["input_ids"] += self.tokenizer.pad_token_id or 0
@@ -194,26 +211,33 @@ class TextEncoder:
         inputs["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         output = self.model(**{key: value.to(device) for key, value in inputs.items()})
         if getattr(output, "last_hidden_state", None) is None:
-            raise ValueError(f"a model of type {self.model.config.model_type} has no last hidden states of a text")
+            raise ValueError(
+                f"a model of type {self.model.config.model_type} has no last hidden states of a text"
+            )
         return output.last_hidden_state.float(), lengths.to(device)
 
     def try_out(self) -> None:
-        """Embed an empty text, a short one and one that is too long, the short one again without padding beside it."""
+        """Embed an empty text, a short one and one that is too long, the short one again without padding
+        beside it."""
         short, begun, long = "What burns?", "What burns? Dry wood", "What burns? " + "Dry wood burns. " * 200
         together, alone = self([short, long, ""]), self([short])
         if not together.isfinite().all():
             raise ValueError("the vectors of trial texts are not finite: are its weights whole?")
         if (together[0] @ alone[0]) < 0.999:
-            raise ValueError(f"its vector of a text changes with the padding beside it (cosine {together[0] @ alone[0]:.3f})")
+            raise ValueError(
+                f"padding beside a text changes its vector: cosine {together[0] @ alone[0]:.3f}"
+            )
         first, second = (self.states([row])[0][0, 0] for row in self.tokenize([short, begun]))
         if not self.recipe.known and torch.allclose(first, second, rtol=1e-4, atol=1e-5):
-            raise ValueError("it reads from left to right, as a causal LM does, and has no modules.json that says how to "
-                             "pool it; take an encoder, or `policy` for the states of the policy itself")
+            raise ValueError(
+                "it reads from left to right, as a causal LM does, and has no modules.json that says how to "
+                "pool it; take an encoder, or `policy` for the states of the policy itself"
+            )
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str, skipped: int = 0) -> Tensor:
-    """One of n vectors (n, d) from states (n, L, d), of which the first lengths (n,) are text, padding follows, and the
-    first `skipped` are a prompt that is not pooled."""
+    """One of n vectors (n, d) from states (n, L, d), of which the first lengths (n,) are text, padding
+    follows, and the first `skipped` are a prompt that is not pooled."""
     if pooling == "cls":
         return states[:, min(skipped, states.shape[1] - 1)]
     if pooling == "lasttoken":
@@ -236,7 +260,7 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         order = order[size:]
 
 
-# --------------------------------------------------------------------------------------- what an encoder's folder says
+# ----------------------------------------------------------------------------- what an encoder's folder says
 
 
 def find_folder(name: str) -> Path:
@@ -247,7 +271,10 @@ def find_folder(name: str) -> Path:
 
     folder = Path(snapshot_download(name, allow_patterns=SETTINGS))
     if constants.HF_HUB_OFFLINE and not (folder / "modules.json").exists():
-        print(f"encoder: the hub is out of reach and no modules.json of {name} is cached: taking the mean", file=sys.stderr)
+        print(
+            f"encoder: the hub is out of reach and no modules.json of {name} is cached: taking the mean",
+            file=sys.stderr,
+        )
     return folder
 
 
@@ -265,23 +292,38 @@ def read_recipe(folder: Path) -> Recipe:
     kinds = [module["type"] for module in modules]
     for kind in kinds:
         if not re.fullmatch(r"sentence_transformers\.(\w+\.)*(Transformer|Pooling|Dense|Normalize)", kind):
-            raise ValueError(f"modules.json asks for the module {kind}; known are Transformer, Pooling, Dense and Normalize")
+            raise ValueError(
+                f"modules.json asks for the module {kind}; known: Transformer, Pooling, Dense, Normalize"
+            )
     kinds = [kind.rsplit(".", 1)[1] for kind in kinds]
     if modules and (kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:])):
-        raise ValueError(f"modules.json lists {', '.join(kinds)}; wanted are Transformer, Pooling, then Dense or Normalize")
+        raise ValueError(
+            f"modules.json lists {', '.join(kinds)}; wanted are Transformer, Pooling, then Dense or Normalize"
+        )
     paths = [folder / module["path"] for module in modules] or [folder]
     pooling, include_prompt = read_pooling(read_json(paths[1] / "config.json") if modules else {})
     heads = [read_dense(path) if kind == "Dense" else unit for kind, path in zip(kinds[2:], paths[2:])]
     body = next((read_json(path) for path in sorted(paths[0].glob("sentence_*_config.json"))), {})
     check_body(body)
     whole = read_json(folder / "config_sentence_transformers.json") if modules else {}
-    prompts = {"query": "", "document": ""} | {key: text or "" for key, text in whole.get("prompts", {}).items()}
+    prompts = {"query": "", "document": ""} | {
+        key: text or "" for key, text in whole.get("prompts", {}).items()
+    }
     default = whole.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise ValueError(f"its default_prompt_name {default!r} is not among its prompts {', '.join(prompts)}")
-    return Recipe(modules[0]["path"] if modules else "", pooling, include_prompt, heads, body.get("max_seq_length"),
-                  body.get("do_lower_case", False), prompts, prompts[default] if default else "",
-                  whole.get("truncate_dim"), bool(modules))
+    return Recipe(
+        modules[0]["path"] if modules else "",
+        pooling,
+        include_prompt,
+        heads,
+        body.get("max_seq_length"),
+        body.get("do_lower_case", False),
+        prompts,
+        prompts[default] if default else "",
+        whole.get("truncate_dim"),
+        bool(modules),
+    )
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -290,13 +332,20 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def read_pooling(config: dict) -> tuple[str, bool]:
-    """Pooling and include_prompt of a Pooling module's config: `pooling_mode`, or in older files a flag for each.
+    """Pooling and include_prompt of a Pooling module's config: `pooling_mode`, or in older files a flag for
+    each.
 
     >>> read_pooling({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
     ('cls', True)
     """
-    flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    modes = config.get("pooling_mode", [flag.removesuffix("_token").removesuffix("_tokens") for flag in flags])
+    flags = [
+        key.removeprefix("pooling_mode_")
+        for key, value in config.items()
+        if key.startswith("pooling_mode_") and value
+    ]
+    modes = config.get(
+        "pooling_mode", [flag.removesuffix("_token").removesuffix("_tokens") for flag in flags]
+    )
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
     if len(modes) > 1 or modes[0] not in POOLINGS:
         raise ValueError(f"it pools by {' + '.join(modes)}; known are {', '.join(POOLINGS)}, one at a time")
@@ -311,7 +360,9 @@ def read_dense(path: Path) -> nn.Module:
     if not (activation.startswith("torch.nn.modules.") and isinstance(found, type)):
         raise ValueError(f"its Dense module has the activation {activation}; known are those of torch.nn")
     place = config.get("module_input_name", "sentence_embedding")
-    if config.get("use_residual") or {place, config.get("module_output_name") or place} != {"sentence_embedding"}:
+    if config.get("use_residual") or {place, config.get("module_output_name") or place} != {
+        "sentence_embedding"
+    }:
         raise ValueError("its Dense module has a residual, or does not turn the pooled vector into another")
     linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     if (path / "model.safetensors").exists():
@@ -325,14 +376,21 @@ def read_dense(path: Path) -> nn.Module:
 
 
 def check_body(config: dict) -> None:
-    """Raise ValueError where sentence_bert_config.json wants the model to be used in a way that we do not know."""
+    """Raise ValueError where sentence_bert_config.json wants the model to be used in a way that we do not
+    know."""
     plain = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
     text = {"method": "forward", "method_output_name": "last_hidden_state"}
     modality = config.get("modality_config", {"text": text})
     if set(modality) != {"text"} or modality["text"] != text:
-        raise ValueError(f"its modality_config is {', '.join(modality)}, not the last hidden states of a text alone")
+        raise ValueError(
+            f"its modality_config is {', '.join(modality)}, not the last hidden states of a text alone"
+        )
     idle = ("max_seq_length", "do_lower_case", "modality_config", "unpad_inputs", *plain)
-    asked = [key for key, value in config.items() if value and key not in idle or key in plain and value != plain[key]]
+    asked = [
+        key
+        for key, value in config.items()
+        if value and key not in idle or key in plain and value != plain[key]
+    ]
     if asked:
         raise ValueError(f"its sentence_bert_config.json sets {', '.join(asked)}, which we do not know")
 
@@ -340,8 +398,8 @@ def check_body(config: dict) -> None:
 def load_model(name: str, subfolder: str) -> nn.Module:
     """The model without a head, of the T5 family its encoder half, in float32.
 
-    Raises ValueError where the files lack weights: they would be drawn at random. (A pooler on top is not used.)
-    """
+    Raises ValueError where the files lack weights: they would be drawn at random. (A pooler on top is not
+    used.) """
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as HALVES
 
@@ -350,11 +408,16 @@ def load_model(name: str, subfolder: str) -> nn.Module:
     if config.is_encoder_decoder or config.model_type in family:
         auto = AutoModelForTextEncoding
         if config.model_type not in family:
-            raise ValueError(f"it is an encoder-decoder of type {config.model_type}; of these only {', '.join(family)}")
-    model, report = auto.from_pretrained(name, subfolder=subfolder, trust_remote_code=False, dtype=torch.float32,
-                                         output_loading_info=True)
+            raise ValueError(
+                f"it is an encoder-decoder of type {config.model_type}; of these only {', '.join(family)}"
+            )
+    model, report = auto.from_pretrained(
+        name, subfolder=subfolder, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+    )
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
-        raise ValueError(f"its files lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
+        raise ValueError(
+            f"its files lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}"
+        )
     return model.requires_grad_(False)
 
 
@@ -372,13 +435,16 @@ def load_tokenizer(name: str, recipe: Recipe):
 
 
 def token_limit(model: nn.Module, tokenizer, max_length: int | None) -> int | None:
-    """How many tokens of a text are read: the folder's max_seq_length, else what tokenizer and model allow, never more
-    than a table of positions holds (the RoBERTa family's begins behind the padding's). None: there is no limit."""
+    """How many tokens of a text are read: the folder's max_seq_length, else what tokenizer and model allow,
+    never more than a table of positions holds (the RoBERTa family's begins behind the padding's). None:
+    there is no limit."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = [max_length] if max_length else [tokenizer.model_max_length, positions]
     for module in model.modules():
         table, padding = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
         if isinstance(table, nn.Embedding):
             limits.append(table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0))
-    limits = [limit for limit in limits if limit and 0 < limit < 2**31]  # XLNet has -1, a tokenizer without one 10^30
+    limits = [
+        limit for limit in limits if limit and 0 < limit < 2**31
+    ]  # XLNet has -1, a tokenizer without one 10^30
     return min(limits, default=None)
