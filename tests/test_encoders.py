@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -288,3 +290,10 @@ def test_faults_show_when_the_encoder_is_loaded(folder):
     model.encoder.layer[1].output.dense.weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="^encoder: .*not finite"):
         load_encoder(folder(model, words))
+
+
+def test_positions_of_roberta_begin_behind_the_padding(folder):
+    torch.manual_seed(0)
+    model = RobertaModel(RobertaConfig(**SMALL, max_position_embeddings=34, pad_token_id=1))
+    encode = load_encoder(folder(model, tokenizer(pad_token="<unk>")))  # its padding is number 1, as there
+    assert encode.limit == 32 and encode(["wood " * 100]).isfinite().all()
