@@ -1,21 +1,22 @@
-"""The experiment: train a policy by GRPO, with rewards from a verifier where there are labels, else from memory.
+"""The experiment: train a policy by GRPO, with rewards from a verifier if there are labels, else from memory.
 
-    python train.py                              # the whole method on the built-in small world, minutes on two cores
-    python train.py --mode r1p                   # the same steps on the labelled fifth only; or oracle, majority
+    python train.py                              # the whole method on the built-in small world, two cores
+    python train.py --mode r1p                   # the same steps on the labelled fifth only; oracle, majority
     python train.py compare --seeds 5            # the paper's table: four modes, five seeds
     python train.py --resume runs/NAME           # go on where a run stopped, or was killed
     python train.py evaluate --model runs/NAME   # test accuracy of a run, a checkpoint, or any causal LM
     python train.py pick --tasks mine.jsonl      # which labels to buy first
-    python train.py probe                        # how good predicted rewards are, what each part of the memory gives
+    python train.py probe                        # how good predicted rewards are, and what each part gives
     python train.py plot runs/compare            # figures of the table's runs
     python train.py explain runs/NAME            # why rollouts got their predicted rewards
     python train.py --preset qwen2.5-1.5b        # the paper's models and benchmarks, one GPU
     accelerate launch --num_processes 8 train.py --preset qwen2.5-3b     # one node of 8 GPUs
 
-A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (a line for each step
-and evaluation), checkpoints/STEP (each a model folder, too), results.json and policy/ (the trained model).
+A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (a line for
+each step and evaluation), checkpoints/STEP (each a model folder, too), results.json and policy/ (the trained
+model).
 
-What needs torch is imported where it is used, so that --help and a setting that is refused answer at once.
+What needs torch is imported where it is used, so that --help and a refused setting answer at once.
 """
 
 import os
@@ -378,8 +379,8 @@ def evaluate(run: Run, tasks: list) -> dict:
     1.
 
     Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ...}. The names are data sets
-    (domains where there is one set only), "all" (the mean over the tasks; of several sets, the mean over the
-    sets trained on, as in the paper) and "out of domain" (the mean over the sets of --ood).
+    (domains where there is one set only), "all": the mean over the tasks in domain (the paper's average),
+    "out of domain": over those of --ood, and of several sets beside each "mean of sets".
     """
     from tqdm import tqdm
 
@@ -412,16 +413,21 @@ def evaluate(run: Run, tasks: list) -> dict:
 
 def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
     """The table that `evaluate` returns, of a name and scores (greedy, sampled) for each task."""
-    table: dict = {"tasks": dict(Counter(names))}
+    counts = Counter(names)
+    averaged = {"all": [name for name in counts if name not in outside]}
+    if outside:
+        averaged["out of domain"] = [name for name in counts if name in outside]
+    table: dict = {"tasks": dict(counts)}
+    for title, sets in averaged.items():
+        table["tasks"][title] = sum(counts[name] for name in sets)
     for kind, values in columns.items():
-        table[kind] = scores = {
-            name: mean(v for n, v in zip(names, values) if n == name) for name in dict.fromkeys(names)}
-        inside = [score for name, score in scores.items() if name not in outside]
-        scores["all"] = mean(inside if several else values)
-        if outside:
-            scores["out of domain"] = mean(scores[name] for name in outside)
-    table["tasks"]["all"] = sum(name not in outside for name in names)
-    table["tasks"]["out of domain"] = len(names) - table["tasks"]["all"]
+        scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in counts}
+        table[kind] = dict(scores)
+        for title, sets in averaged.items():
+            total = sum(counts[name] * scores[name] for name in sets)
+            table[kind][title] = total / table["tasks"][title]
+            if several and len(sets) > 1:
+                table[kind][f"{title}, mean of sets"] = mean(scores[name] for name in sets)
     return table
 
 
@@ -455,14 +461,15 @@ def run_evaluate(config: Config) -> None:
         print("\n".join(accuracies({"": scores})))
 
 
-COMMANDS = {
-    "train": run_train,
-    "compare": lambda config: compare(config, train),
-    "evaluate": run_evaluate,
-    "pick": pick,
-    "probe": run_probe,
-    "explain": lambda config: explain(config, roll_out),
-    "plot": plot,
+COMMANDS = {  # what each does, and the function that does it
+    "train": ("train a policy, with rewards from a verifier where there are labels, else from memory",
+              run_train),
+    "compare": ("the paper's table: four modes, several seeds", lambda config: compare(config, train)),
+    "evaluate": ("test accuracy of a run, a checkpoint or any causal LM", run_evaluate),
+    "pick": ("which labels to buy first", pick),
+    "probe": ("how good predicted rewards are, what each part of the memory gives", run_probe),
+    "explain": ("why rollouts got their predicted rewards", lambda config: explain(config, roll_out)),
+    "plot": ("figures of the runs of compare", plot),
 }
 
 
@@ -470,8 +477,8 @@ def main(arguments: list[str]) -> None:
     """The command line; an error is one line."""
     command = config = None
     try:
-        command, config = parse(arguments, Config, tuple(COMMANDS))
-        COMMANDS[command](config)
+        command, config = parse(arguments, Config, {name: text for name, (text, _) in COMMANDS.items()})
+        COMMANDS[command][1](config)
     except (ValueError, OSError, FloatingPointError) as error:
         if config is not None and config.traceback:
             raise

@@ -8,20 +8,21 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
+from lab.runs import version
 from lab.settings import MEMORY, check
 
 MODES = ("r1p", "majority", "memreward", "oracle")
 LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
 VARIANTS = {  # rows of compare beside the four modes
-    "grow": {"memory": "grow"}, "refit": {"memory": "refit"}, "soft": {"reward": "soft"}, "abstain": {"abstain": 0.5},
+    "grow": {"memory": "grow"}, "refit": {"memory": "refit"}, "soft": {"reward": "soft"},
+    "abstain": {"abstain": 0.5},
     **{f"{mode} {ratio}": {"mode": mode, "label_ratio": ratio}
        for ratio in (0.1, 0.4, 0.7) for mode in ("r1p", "memreward")}}
+UNIMPORTANT = ("output_dir", "resume", "tracker", "traceback", "keep")  # settings that change no result
 
 
 def compare(config, train: Callable) -> None:
     """Run every mode (and variant) with every seed by `train`, go on where it stopped, print the table."""
-    check(config.mode == "memreward" and config.seed == 0,
-          "compare runs every mode with seeds 0 to seeds - 1: leave out --mode and --seed")
     check(os.environ.get("WORLD_SIZE", "1") == "1",
           "compare: its runs are small, start it without accelerate launch")
     asked = [name.strip() for name in config.variants.split(",") if name]
@@ -29,28 +30,56 @@ def compare(config, train: Callable) -> None:
     check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
     rows = {mode: {"mode": mode} for mode in MODES} | {
         name: VARIANTS[name] for name in names if VARIANTS[name].get("label_ratio") != config.label_ratio}
-    root, finished = Path(config.output_dir or "runs/compare"), []
+    root, plan, finished = Path(config.output_dir or "runs/compare"), [], []
     for seed in range(config.seeds):
         for name, changes in rows.items():
             one = dataclasses.replace(config, seed=seed, seeds=1, variants="", **changes)
             one.output_dir = str(root / f"{name.split()[0]}-{one.label_ratio}-{seed}")
-            done = Path(one.output_dir) / "results.json"
-            if (begun := done.with_name("config.json")).exists():
-                check_settings(one, begun)
+            plan.append((name, one))
+    check_folder(root, [one for _, one in plan])
+    for name, one in plan:
+        done = Path(one.output_dir) / "results.json"
+        if not done.exists():
+            if done.with_name("config.json").exists():
                 one.resume = one.output_dir
-            if not done.exists():
-                if finished:
-                    print(comparison(finished), flush=True)  # so far
-                train(one)
-            finished.append(json.loads(done.read_text()) | {"row": name})
+            if finished:
+                print(comparison(finished), flush=True)  # so far
+            train(one)
+        finished.append(json.loads(done.read_text()) | {"row": name})
     print(comparison(finished))
+
+
+def check_folder(root: Path, configs: list) -> None:
+    """Refuse to mix results of two versions of the method, or of other settings, in one table. What is
+    finished and all of one other version is only printed: its runs need only agree with each other."""
+    begun = [one for one in configs if (Path(one.output_dir) / "config.json").exists()]
+    results = [Path(one.output_dir) / "results.json" for one in begun]
+    done = [json.loads(path.read_text()) for path in results if path.exists()]
+    versions = {result.get("version") for result in done}
+    check(len(versions) < 2, f"output_dir: {root} mixes results of several versions of the method "
+          f"({', '.join(map(str, versions))}); name another folder, or remove those of the older ones")
+    if not versions or versions == {version()}:
+        for one in begun:
+            check_settings(one, Path(one.output_dir) / "config.json")
+        return
+    check(len(done) == len(configs), f"output_dir: {root} holds results of another version of the method; "
+          f"{len(configs) - len(done)} runs are missing, name another folder to run all of them")
+    common: dict = {}
+    for one in begun:
+        saved = json.loads((Path(one.output_dir) / "config.json").read_text())
+        varied = {"mode", "seed", *UNIMPORTANT, *(MEMORY if one.mode != "memreward" else ()),
+                  *(name for changes in VARIANTS.values() for name in changes)}
+        saved = {name: value for name, value in saved.items() if name not in varied}
+        other = [name for name, value in saved.items() if common.get(name, value) != value]
+        check(not other, f"output_dir: {one.output_dir} was run with another {', '.join(other)} than those "
+              "beside it; name another folder")
+        common |= saved
 
 
 def check_settings(config, path: Path) -> None:
     """Refuse to go on with a run that was made with other settings, those that change nothing aside."""
     old = json.loads(path.read_text())
-    free = ("output_dir", "resume", "tracker", "traceback", "keep",
-            *(MEMORY if config.mode != "memreward" else ()))
+    free = (*UNIMPORTANT, *(MEMORY if config.mode != "memreward" else ()))
     other = [f.name for f in dataclasses.fields(config)  # a setting that came later was at its default
              if f.name not in free and old.get(f.name, f.default) != getattr(config, f.name)]
     check(not other, f"output_dir: {config.output_dir} was run with another {', '.join(other)}; "
@@ -109,10 +138,12 @@ def accuracies(columns: dict[str, dict]) -> list[str]:
     head = "".join(f"{f'{kind} {title}'.strip():>16}" for kind, title in titles)
     lines = [f"{'test accuracy':<18}{'tasks':>7}{head}"]
     for name in last[kinds[0]]:
-        in_domain = name == "all" and "out of domain" in last[kinds[0]]
-        label = "in domain" if in_domain else name + " *" * (name in CUT_BY_HASH)
+        title, _, of_sets = name.partition(", ")
+        in_domain = title == "all" and "out of domain" in last[kinds[0]]
+        label = "in domain" if in_domain else title + " *" * (name in CUT_BY_HASH)
         cells = "".join(f"{columns[title][kind][name]:16.3f}" for kind, title in titles)
-        lines.append(f"  {label:<16}{last['tasks'][name]:>7}{cells}")
+        count = "" if of_sets else last["tasks"][name]
+        lines.append(f"  {f'  {of_sets}' if of_sets else label:<16}{count:>7}{cells}")
     if any("*" in line for line in lines):
         lines.append("  * no split of its own: cut by a checksum of the ids, "
                      "not comparable with published numbers")

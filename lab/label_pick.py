@@ -1,5 +1,5 @@
-"""Which labels to buy: of an experiment's tasks, those that keep theirs (--label_pick coverage), and for people
-who have no labels yet, `python train.py pick`."""
+"""Which labels to buy: of an experiment's tasks, those that keep theirs (--label_pick coverage), and for
+people who have no labels yet, `python train.py pick`."""
 
 import json
 import time
@@ -10,11 +10,12 @@ from lab.settings import check
 
 
 def coverage_order(run: Run, tasks: list) -> list[str]:
-    """Ids of the tasks in the order in which their labels are worth most; only as many as --label_ratio keeps.
-    No label is looked at."""
+    """Ids of the tasks in the order in which their labels are worth most; only as many as --label_ratio
+    keeps. No label is looked at."""
     from gnn import facility_location
 
-    order, _ = facility_location(embed_queries(run, tasks), max(1, round(run.config.label_ratio * len(tasks))))
+    budget = max(1, round(run.config.label_ratio * len(tasks)))
+    order, _ = facility_location(embed_queries(run, tasks), budget)
     return [tasks[row].id for row in order]
 
 
@@ -40,8 +41,8 @@ def embed_queries(run: Run, tasks: list):
 
 
 def pick(config) -> None:
-    """`python train.py pick --tasks mine.jsonl`: the training tasks without a label in the order in which labels are
-    worth most. Every prefix is a good budget; labels that are there already count as picked."""
+    """`python train.py pick --tasks mine.jsonl`: the training tasks without a label in the order in which
+    labels are worth most. Every prefix is a good budget; labels that are there already count as picked."""
     import torch
 
     from data import load_tasks

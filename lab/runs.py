@@ -3,7 +3,9 @@
 Nothing here changes what is learnt; read it when you want to know what a run leaves and how it goes on.
 """
 
+import ast
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -19,7 +21,8 @@ from pathlib import Path
 
 from lab.settings import check
 
-BUILTIN = Path(__file__).resolve().parents[1] / "assets" / "policy"
+ROOT = Path(__file__).resolve().parents[1]
+METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py")
 
 
 @dataclass
@@ -59,7 +62,7 @@ def start(config, training: bool = True) -> Run:
     if config.tracker != "none":
         check(importlib.util.find_spec(config.tracker),
               f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
-    accelerator, bf16 = launch(config)
+    accelerator, bf16 = launch(config, config.batch_size if training else 0)
     unknown = set(config.features.split(",")) - set(FEATURES)
     check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
     half = torch.bfloat16 if bf16 else torch.float32
@@ -84,8 +87,8 @@ def start(config, training: bool = True) -> Run:
     return run
 
 
-def launch(config) -> tuple:
-    """The accelerator, and whether it trains in bf16; random numbers start from the seed."""
+def launch(config, batch_size: int) -> tuple:
+    """The accelerator, and whether it works in bf16; random numbers start from the seed."""
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import set_seed
@@ -101,8 +104,8 @@ def launch(config) -> tuple:
     check(accelerator.distributed_type != "FSDP" or accelerator.is_fsdp2,
           "fsdp_version: set it to 2 in accelerate's config file")
     ranks = accelerator.num_processes
-    check(config.batch_size % ranks == 0,
-          f"batch_size: {config.batch_size} tasks cannot be shared equally by {ranks} processes")
+    check(batch_size % ranks == 0,
+          f"batch_size: {batch_size} tasks cannot be shared equally by {ranks} processes")
     logging.disable_progress_bar()  # one bar is enough
     getLogger("accelerate").setLevel("ERROR")  # it warns at every checkpoint that tied weights are saved once
     set_seed(config.seed)
@@ -116,7 +119,7 @@ def load_policy(config, dtype) -> tuple:
 
     from data import reach_hub
 
-    name = str(BUILTIN) if config.model == "builtin" else config.model
+    name = str(ROOT / "assets" / "policy") if config.model == "builtin" else config.model
     if (Path(name) / "results.json").is_file():
         name = str(Path(name) / "policy")  # of a finished run
     try:
@@ -379,14 +382,33 @@ def finish(run, log, audit) -> dict:
     config = run.config
     save_policy(run, run.folder / "policy")
     results = {
-        "mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed, "steps": config.steps,
-        **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1],
+        "version": version(), "mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed,
+        "steps": config.steps, **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1],
         "evaluations": log.evaluations, "audit": audit.metrics(), "dropped": run.dropped,
         "seconds": time.perf_counter() - log.start}
     if run.accelerator.is_main_process:
         write_json(run.folder / "results.json", results)
     run.accelerator.end_training()
     return results
+
+
+def version(root: Path = ROOT) -> str:
+    """A short name of the method's code: a hash of the syntax trees of its files, so that neither comments
+    nor docstrings nor the layout of lines count."""
+
+    def shape(node) -> object:
+        if isinstance(node, list):
+            return [shape(child) for child in node]
+        if not isinstance(node, ast.AST):
+            return node
+        parts = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if documented and ast.get_docstring(node) is not None:
+            parts["body"] = parts["body"][1:]
+        return [type(node).__name__, *((name, shape(value)) for name, value in parts.items())]
+
+    trees = [shape(ast.parse((root / name).read_text())) for name in METHOD]
+    return hashlib.sha256(repr(trees).encode()).hexdigest()[:12]
 
 
 def write_json(path: Path, value) -> None:

@@ -1,9 +1,13 @@
 """From the command line to a configuration: presets, the settings of a run folder, and what is refused."""
 
+import argparse
 import dataclasses
 import json
+import re
+import shutil
 from dataclasses import field
 from pathlib import Path
+from typing import get_args
 
 PAPER = dict(  # arXiv 2603.19310: its benchmarks and settings, one flag for each of its two policies
     tasks="gsm8k,math,gsm_symbolic,mmlu,commonsenseqa,obqa,arc_c,gpqa,humaneval_plus,mbpp_plus",
@@ -20,11 +24,32 @@ PRESETS = {
         tasks="gsm8k,arc_c,mbpp_plus", train_tasks=20, test_tasks=8, label_ratio=0.4, steps=20,
         batch_size=4, group_size=4, max_prompt_length=256, max_response_length=96, learning_rate=1e-5,
         micro_batch_size=8, eval_every=20, eval_samples=0)}
-READ_BY = {"seeds": ("compare", "probe"), "variants": ("compare",), "rollouts": ("probe",),
-           "resume": ("train", "explain")}
-MEMORY = ("neighbors threshold reward abstain drift_fraction memory refit_every groups_per_query features "
-          "gnn gnn_networks gnn_hidden gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs "
-          "gnn_patience").split()
+GROUPS = {  # every setting once, as --help shows them
+    "first": "mode label_ratio label_pick memory tasks model steps seed output_dir resume",
+    "tasks and models": "preset ood train_tasks test_tasks encoder max_prompt_length max_response_length "
+                        "attention precision",
+    "GRPO": "batch_size group_size temperature learning_rate updates_per_batch clip_low clip_high kl_coef "
+            "advantage_norm loss_norm max_grad_norm sample_batch_size micro_batch_size "
+            "gradient_checkpointing",
+    "memory": "neighbors threshold reward abstain drift_fraction refit_every groups_per_query features gnn "
+              "gnn_networks gnn_hidden gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs "
+              "gnn_patience",
+    "evaluation, log, checkpoints": "eval_every eval_samples keep tracker profile traceback",
+    "several runs": "seeds variants rollouts"}
+GROUPS = {title: names.split() for title, names in GROUPS.items()}
+MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
+READING = "attention precision max_prompt_length max_response_length sample_batch_size traceback".split()
+TRAIN = [name for title, names in GROUPS.items() if title != "several runs" for name in names]
+READ_BY = {  # the settings of each command
+    "train": TRAIN,
+    "compare": [name for name in TRAIN if name not in ("mode", "seed", "resume")] + ["seeds", "variants"],
+    "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "seed", "output_dir", *READING],
+    "pick": ["tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
+    "probe": ["label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size", "temperature",
+              "micro_batch_size", "output_dir", "seeds", "rollouts", *READING, *MEMORY],
+    "explain": ["resume", "traceback"],
+    "plot": ["output_dir", "label_ratio", "traceback"]}
+NAMELESS = {"explain": ["resume"], "plot": ["output_dir"]}  # given by their place, as in: explain RUN
 SHARED = ("encoder tasks ood train_tasks test_tasks seed group_size temperature max_prompt_length "
           "max_response_length eval_samples").split()  # of a run, with whoever evaluates or probes its policy
 
@@ -40,27 +65,78 @@ def setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-def parse(arguments: list[str], Config: type, commands: tuple[str, ...]) -> tuple[str, object]:
-    """Split the command line into a command and its Config; what is unknown is refused."""
-    from transformers.hf_argparser import HfArgumentParser
+class Parser(argparse.ArgumentParser):
+    """Its error is one line, too."""
 
-    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    if command in ("explain", "plot") and arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--resume" if command == "explain" else "--output_dir")
-    parser = HfArgumentParser(
-        Config, usage=f"python train.py [{'|'.join(commands)}] [--setting value ...]",
-        description="Train a policy with rewards from a verifier where there are labels, else from memory.")
+    def error(self, message: str):
+        """Raise ValueError, which names the setting."""
+        message = re.sub(r"^argument --?(\w+)", r"\1", message)
+        raise ValueError(message.replace("unrecognized arguments:", "no such setting:"))
+
+
+def make_parser(command: str, Config: type, commands: dict[str, str]) -> Parser:
+    """The command line of a command: the settings that it reads, in groups."""
+    width = min(shutil.get_terminal_size().columns, 130)
+    places = [name.upper() for name in NAMELESS.get(command, ())]
+    about = [commands[command]]
+    if command == "train":
+        about += ["", "commands, each with its own --help:"]
+        about += [f"  {name:<10}{text}" for name, text in commands.items()]
+    parser = Parser(
+        usage=" ".join(["python train.py", *([command] if command != "train" else ["[COMMAND]"]), *places,
+                        "[--setting value ...]"]),
+        description="\n".join(about), allow_abbrev=False, formatter_class=lambda prog:
+        argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width))
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for f in (fields[name] for name in names if name in READ_BY[command]):
+            kinds = [kind for kind in get_args(f.type) if kind is not type(None)]
+            given = "" if f.default in (None, "") else f" (default {f.default})"
+            how = {"type": f.type, "metavar": getattr(f.type, "__name__", "str").upper()}
+            if f.type is bool:
+                how = {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
+            elif kinds and isinstance(kinds[0], str):  # Literal
+                how = {"choices": kinds, "metavar": "|".join(kinds) if len(kinds) < 5 else "NAME"}
+            elif kinds:  # str | None
+                how = {"type": kinds[0], "metavar": "PATH"}
+            text = f.metadata["help"].replace("%", "%%")
+            group.add_argument(f"--{f.name}", default=f.default, help=text + given, **how)
+    return parser
+
+
+def truth(word: str) -> bool:
+    """True or False of a word, for argparse.
+
+    >>> truth("yes"), truth("False")
+    (True, False)
+    """
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if word.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return words[word.lower()]
+
+
+def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple[str, object]:
+    """Split the command line into a command and its Config; what the command does not read is refused.
+    `commands` are their names and what they do."""
+    arguments, command = list(arguments), "train"
+    if arguments and not arguments[0].startswith("-"):
+        command = arguments.pop(0)
     check(command in commands, f"command: {command!r} is not one of {', '.join(commands)}")
-    read = parser.parse_args_into_dataclasses
-    config, unknown = read(arguments, return_remaining_strings=True, look_for_args_file=False)
-    check(not unknown, f"{' '.join(unknown)}: no such setting; python train.py --help lists them")
+    for place, name in enumerate(NAMELESS.get(command, ())):
+        if len(arguments) > 2 * place and not arguments[2 * place].startswith("-"):
+            arguments.insert(2 * place, f"--{name}")
+    given = [name[2:].partition("=")[0] for name in arguments if name.startswith("--")]
+    for name in given:
+        readers = [reader for reader, names in READ_BY.items() if name in names]
+        check(not readers or command in readers,
+              f"{name}: {command} does not read it, only {' and '.join(readers)}")
+    parser = make_parser(command, Config, commands)
+    config = Config(**vars(parser.parse_args(arguments)))
     if others := PRESETS[config.preset] | of_run(command, config):  # other defaults, so that flags still win
-        parser.set_defaults(**others)
-        (config,) = read(arguments, look_for_args_file=False)
-    given = [name[2:].partition("=")[0].replace("-", "_") for name in arguments if name.startswith("--")]
-    for name, readers in READ_BY.items():
-        check(name not in given or command in readers,
-              f"{name}: only {' and '.join(readers)} can use it, not {command}")
+        parser.set_defaults(**{name: value for name, value in others.items() if name in READ_BY[command]})
+        config = Config(**others | vars(parser.parse_args(arguments)))
     idle = [name for name in given if name in MEMORY and command == "train" and config.mode != "memreward"]
     check(not idle, f"{', '.join(idle)}: of the memory, and mode {config.mode} has none")
     return command, go_on(config, given) if config.resume else config

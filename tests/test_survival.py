@@ -91,7 +91,7 @@ def test_killed_run_resumes_as_if_nothing_had_been(quick, straight, mode, place,
 
 
 def go_on(config):
-    return settings.parse(["--resume", config.output_dir], train.Config, ("train",))[1]
+    return settings.parse(["--resume", config.output_dir], train.Config, {"train": ""})[1]
 
 
 def damage(checkpoint, name):

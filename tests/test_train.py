@@ -14,14 +14,14 @@ import torch
 
 import data
 import train
-from lab import compare, figures, probe, settings
+from lab import compare, figures, probe, runs, settings
 from train import Config
 
 ROOT = Path(train.__file__).parent
 
 
 def parse(arguments):
-    return settings.parse(arguments, Config, tuple(train.COMMANDS))
+    return settings.parse(arguments, Config, {name: text for name, (text, _) in train.COMMANDS.items()})
 
 
 def weights(folder):
@@ -110,6 +110,47 @@ def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, ca
         compare.compare(quick(output_dir=str(tmp_path / "all"), steps=2), train.train)
 
 
+def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
+    """Four committed runs of an older version are printed, even if a default has changed since; a fifth is not
+    run beside them; two versions, or two settings, are never one table."""
+    folder, never = tmp_path / "all", lambda config: pytest.fail("a run was started")
+    score = {"greedy": {"all": 0.5}}
+    common = {"before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}, "seed": 0}
+
+    def finished(mode, version="old", steps=7):
+        run = folder / f"{mode}-{1.0 if mode == 'oracle' else 0.2}-0"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps({"mode": mode, "steps": steps, "gone": 3, "output_dir": mode}))
+        (run / "results.json").write_text(json.dumps(common | {"mode": mode, "version": version}))
+
+    for mode in compare.MODES:
+        finished(mode)
+    config = quick(output_dir=str(folder), steps=200)
+    compare.compare(config, never)
+    assert "memreward / oracle                     100.0 %" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="another version of the method; 4 runs are missing"):
+        compare.compare(dataclasses.replace(config, seeds=2), never)
+    finished("r1p", steps=8)
+    with pytest.raises(ValueError, match="another steps than those beside it"):
+        compare.compare(config, never)
+    finished("r1p", version=runs.version())
+    with pytest.raises(ValueError, match="all mixes results of several versions"):
+        compare.compare(config, never)
+
+
+def test_the_version_is_of_code_not_of_comments(tmp_path):
+    code = {name: 'def f(x):\n    """What."""\n    return x + 1\n' for name in runs.METHOD}
+    same = code | {"gnn.py": "# Why.\ndef f(x):\n    return (x +\n            1)\n"}
+    other = code | {"gnn.py": 'def f(x):\n    """What."""\n    return x + 2\n'}
+    names = []
+    for number, files in enumerate((code, same, other)):
+        (tmp_path / str(number)).mkdir()
+        for name, text in files.items():
+            (tmp_path / str(number) / name).write_text(text)
+        names.append(runs.version(tmp_path / str(number)))
+    assert names[0] == names[1] != names[2] and len(names[0]) == 12
+
+
 def test_comparison_arithmetic():
     def run(mode, seed, accuracy):
         score = {"greedy": {"all": accuracy}, "sampled": {"all": accuracy}}
@@ -154,10 +195,10 @@ BAD = [
     (["--steps", "0"], "steps"), (["--tasks", "wrold"], "tasks"), (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--model", "no/such/model"], "model"), (["--encoder", "no/such/encoder"], "encoder"), (["--max_prompt_length", "5"], "max_prompt_length"),
     (["--output_dir", "/proc/nowhere"], "output_dir"), (["--resume", "nowhere"], "resume"), (["--colour", "red"], "--colour"),
-    (["paint"], "paint"), (["--seeds", "3"], "seeds"), (["--variants", "soft"], "variants"), (["evaluate", "--rollouts", "x"], "rollouts"),
+    (["paint"], "paint"), (["--seeds", "3"], "seeds"), (["--variants", "soft"], "variants"), (["evaluate", "--rollouts", "x"], "rollouts"), (["evaluate", "--steps", "3"], "steps"), (["--label-ratio", "1"], "--label-ratio"), (["--steps", "many"], "steps"),
     (["--mode", "r1p", "--neighbors", "7"], "neighbors"), (["--mode", "majority", "--reward=soft"], "reward"), (["compare", "--resume", "x"], "resume"),
     (["probe", "--label_ratio", "1"], "label_ratio"), (["probe", "--features", "agreemnt"], "features"),
-    (["compare", "--mode", "oracle"], "--mode"), (["compare", "--seed", "3"], "--seed"), (["--gnn_hidden", "1"], "gnn_hidden"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
+    (["compare", "--mode", "oracle"], "mode"), (["compare", "--seed", "3"], "seed"), (["--gnn_hidden", "1"], "gnn_hidden"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
 ]  # fmt: skip
 
 
@@ -218,6 +259,21 @@ def test_a_setting_is_refused_before_torch_is_imported():
     code = "import sys, train\ntry: train.main(['--label_ratio', '7'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "False", out.stderr
+
+
+def test_help_shows_each_command_its_own_settings(capsys):
+    shown = {}
+    for command in train.COMMANDS:
+        with pytest.raises(SystemExit):
+            train.main([command, "--help"])
+        out = capsys.readouterr().out
+        shown[command] = re.findall(r"^  --(\w+)", out, re.MULTILINE)
+        assert train.COMMANDS[command][0] in out and "-" not in "".join(shown[command])
+        assert sorted(shown[command]) == sorted(settings.READ_BY[command])
+    assert shown["train"][:3] == ["mode", "label_ratio", "tasks"]
+    assert "steps" not in shown["evaluate"] and "seeds" in shown["compare"] and "seeds" not in shown["train"]
+    grouped = [name for names in settings.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(Config))
 
 
 def test_presets_are_settings_that_flags_change():
@@ -374,7 +430,8 @@ def test_explain(quick, capsys):
 
 
 def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
-    """Right is every response to red, half to blue, a quarter to green: averages are over sets, not over tasks."""
+    """Right is every response to red, half to blue, a quarter to green: 4 + 4 of 12 tasks in domain, while the mean
+    of the two sets is 3/4."""
     import grpo
 
     for name, count in {"red": 4, "blue": 8, "green": 4}.items():
@@ -389,13 +446,16 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(grpo, "sample", sample)
     red, blue, green = (str(tmp_path / f"{name}_test.jsonl") for name in ("red", "blue", "green"))
-    train.main(["evaluate", "--tasks", f"{red},{blue}", "--ood", green, "--eval_samples", "2", "--output_dir", str(tmp_path)])
+    train.main(["evaluate", "--tasks", f"{red},{blue}", "--ood", green, "--eval_samples", "2",
+                "--output_dir", str(tmp_path)])
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["tasks"] == {"red": 4, "blue": 8, "green": 4, "all": 12, "out of domain": 4}
     for kind in ("greedy", "sampled"):
-        assert result[kind] == {"red": 1.0, "blue": 0.5, "green": 0.25, "all": 0.75, "out of domain": 0.25}
+        assert result[kind] == pytest.approx({"red": 1.0, "blue": 0.5, "green": 0.25, "all": 2 / 3,
+                                              "all, mean of sets": 0.75, "out of domain": 0.25})
     table = {line[:18].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]}
-    assert table["in domain"] == ["0.750", "0.750"] and table["out of domain"] == ["0.250", "0.250"]
+    assert table["in domain"] == ["0.667", "0.667"] and table["mean of sets"] == ["0.750", "0.750"]
+    assert table["out of domain"] == ["0.250", "0.250"]
 
 
 def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
