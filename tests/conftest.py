@@ -26,8 +26,17 @@ def quick(tmp_path):
     from train import Config
 
     def make(**settings):
-        small = dict(steps=2, batch_size=4, group_size=4, train_tasks=40, test_tasks=12, eval_samples=1, eval_every=2,
-                     gnn_epochs=5, output_dir=str(tmp_path / "run"))  # fmt: skip
+        small = dict(
+            steps=2,
+            batch_size=4,
+            group_size=4,
+            train_tasks=40,
+            test_tasks=12,
+            eval_samples=1,
+            eval_every=2,
+            gnn_epochs=5,
+            output_dir=str(tmp_path / "run"),
+        )
         return Config(**{**small, **settings})
 
     return make

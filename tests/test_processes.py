@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same rollouts, rewards, losses and weights, with whole or sharded models."""
+"""Several processes train as one does: the same rollouts, rewards, losses and weights, whole or sharded."""
 
 import json
 import os
@@ -13,14 +13,21 @@ import torch
 import train
 
 ROOT = Path(train.__file__).parent
-RUN = ("--steps 3 --batch_size 4 --group_size 4 --train_tasks 40 --test_tasks 9 --eval_samples 1 --gnn_epochs 5 --eval_every 2 "
-       "--precision fp32 --updates_per_batch 2 --memory refit --refit_every 2 --label_ratio 0.3").split()  # fmt: skip
+RUN = (
+    "--steps 3 --batch_size 4 --group_size 4 --train_tasks 40 --test_tasks 9 --eval_samples 1 --gnn_epochs 5 "
+    "--eval_every 2 --precision fp32 --updates_per_batch 2 --memory refit --refit_every 2 --label_ratio 0.3"
+).split()
 
 
 def launch(folder, *command, arguments=RUN):
     """Run a command that trains into a folder, to its end."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    command = [sys.executable, *command, *arguments, *([] if "--resume" in arguments else ["--output_dir", str(folder)])]
+    command = [
+        sys.executable,
+        *command,
+        *arguments,
+        *([] if "--resume" in arguments else ["--output_dir", str(folder)]),
+    ]
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-3000:]
 
@@ -37,8 +44,15 @@ def two_processes():
 
 
 def two_shards():
-    return ("-m", "accelerate.commands.launch", "--config_file", "tests/fsdp_on_cpu.yaml", "--main_process_port", port(),
-            "tests/fsdp_on_cpu.py")  # fmt: skip
+    return (
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "tests/fsdp_on_cpu.yaml",
+        "--main_process_port",
+        port(),
+        "tests/fsdp_on_cpu.py",
+    )
 
 
 def load(folder):
@@ -50,8 +64,14 @@ def load(folder):
 def read(folder):
     """Logged lines without times, the chosen tasks, and the weights that from_pretrained loads."""
     lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
-    timed = lambda name: name.startswith("seconds") or name == "tokens_per_second"  # noqa: E731
-    lines = [{name: -1 if value is None else value for name, value in line.items() if not timed(name)} for line in lines]
+
+    def timed(name):
+        return name.startswith("seconds") or name == "tokens_per_second"
+
+    lines = [
+        {name: -1 if value is None else value for name, value in line.items() if not timed(name)}
+        for line in lines
+    ]
     return lines, json.loads((folder / "tasks.json").read_text()), load(folder / "policy")
 
 
@@ -63,7 +83,9 @@ def assert_same(one, two):
     assert weights.keys() == other_weights.keys()
     moved = load(ROOT / "assets" / "policy")
     for name in weights:
-        torch.testing.assert_close(weights[name], other_weights[name], rtol=0, atol=2e-5)  # a step moves a weight by 2e-4
+        torch.testing.assert_close(
+            weights[name], other_weights[name], rtol=0, atol=2e-5
+        )  # a step moves a weight by 2e-4
     assert max((weights[name] - moved[name]).abs().max() for name in weights) > 5e-4, "nothing was trained"
 
 

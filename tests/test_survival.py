@@ -1,4 +1,5 @@
-"""Runs survive: killed at any moment, with a damaged checkpoint or a full disk, they end as if nothing had been."""
+"""Runs survive: killed at any moment, with damaged checkpoints or a full disk, they end as if nothing had
+been."""
 
 import errno
 import importlib
@@ -34,7 +35,10 @@ def straight(tmp_path_factory):
 
 def outcome(folder):
     """All that a run leaves but times: log, results and weights."""
-    timed = lambda name: name.startswith("seconds") or name == "tokens_per_second"  # noqa: E731
+
+    def timed(name):
+        return name.startswith("seconds") or name == "tokens_per_second"
+
     lines = [json.loads(line) for line in open(Path(folder) / "metrics.jsonl")]
     lines = [{name: value for name, value in line.items() if not timed(name)} for line in lines]
     results = json.loads((Path(folder) / "results.json").read_text())
@@ -76,9 +80,15 @@ MOMENTS = [
     ("memreward", "grpo", "policy_update", 4),  # between two
     ("memreward", "torch", "save", 5),  # in one
     ("r1p", "lab.runs", "save_policy", 4),  # at the end
-    *(pytest.param(*moment, marks=slow) for moment in (
-        ("r1p", "grpo", "policy_update", 4), ("memreward", "lab.runs", "checksums", 2), ("memreward", "shutil", "rmtree", 4))),
-]  # fmt: skip
+    *(
+        pytest.param(*moment, marks=slow)
+        for moment in (
+            ("r1p", "grpo", "policy_update", 4),
+            ("memreward", "lab.runs", "checksums", 2),
+            ("memreward", "shutil", "rmtree", 4),
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("mode, place, name, call", MOMENTS)
@@ -122,17 +132,23 @@ def test_no_whole_checkpoint_is_an_error(quick):
         train.train(go_on(config))
 
 
-@pytest.mark.parametrize("place, error", [
-    ("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left on device")),
-    pytest.param("torch.save", OSError(errno.ENOSPC, "No space left on device"), marks=slow),
-    pytest.param("torch.save", RuntimeError("PytorchStreamWriter failed writing file"), marks=slow),
-    pytest.param("os.fsync", OSError(errno.ENOSPC, "No space left on device"), marks=slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "place, error",
+    [
+        ("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left on device")),
+        pytest.param("torch.save", OSError(errno.ENOSPC, "No space left on device"), marks=slow),
+        pytest.param("torch.save", RuntimeError("PytorchStreamWriter failed writing file"), marks=slow),
+        pytest.param("os.fsync", OSError(errno.ENOSPC, "No space left on device"), marks=slow),
+    ],
+)
 def test_a_full_disk_costs_a_checkpoint_and_no_more(quick, straight, capsys, monkeypatch, place, error):
     config, (module, name) = quick(mode="memreward", **SETTINGS), place.rsplit(".", 1)
     save = getattr(importlib.import_module(module), name)
 
     def full(*args, **settings):
-        if not failed and (Path(config.output_dir) / "checkpoints" / "000000").exists():  # in the second checkpoint
+        if (
+            not failed and (Path(config.output_dir) / "checkpoints" / "000000").exists()
+        ):  # in the second checkpoint
             failed.append(1)
             raise error
         return save(*args, **settings)
@@ -146,7 +162,9 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(quick, straight, capsys, mon
 
 
 def test_the_data_must_be_the_same(quick, tmp_path):
-    rows = [{"id": str(i), "domain": "math", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(60)]
+    rows = [
+        {"id": str(i), "domain": "math", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(60)
+    ]
     file = tmp_path / "tasks.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     config = quick(mode="r1p", tasks=str(file))

@@ -31,7 +31,11 @@ def weights(folder):
 
 
 def test_learning(quick):
-    results = train.train(quick(mode="oracle", steps=40, batch_size=6, group_size=8, train_tasks=120, test_tasks=60, eval_every=40))
+    results = train.train(
+        quick(
+            mode="oracle", steps=40, batch_size=6, group_size=8, train_tasks=120, test_tasks=60, eval_every=40
+        )
+    )
     gain = results["after"]["greedy"]["all"] - results["before"]["greedy"]["all"]
     assert gain > 0.1, results
 
@@ -54,7 +58,9 @@ class Untouchable:
     def _raise(self, *args):
         raise AssertionError("a hidden label was touched")
 
-    __eq__ = __iter__ = __str__ = __repr__ = __len__ = __bool__ = __getattr__ = __contains__ = __format__ = _raise
+    __eq__ = __iter__ = __str__ = __repr__ = __len__ = __bool__ = __getattr__ = __contains__ = __format__ = (
+        _raise
+    )
     __hash__ = _raise
 
 
@@ -65,8 +71,10 @@ def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
     def load_splits(*arguments):
         tasks, test, dropped = load(*arguments)
         visible = data.hide_labels(tasks, config.label_ratio, config.seed)
-        tasks = [task if seen.labelled else dataclasses.replace(task, answer=Untouchable(), tests=Untouchable())
-                 for task, seen in zip(tasks, visible)]  # fmt: skip
+        tasks = [
+            task if seen.labelled else dataclasses.replace(task, answer=Untouchable(), tests=Untouchable())
+            for task, seen in zip(tasks, visible)
+        ]
         assert sum(isinstance(task.answer, Untouchable) for task in tasks) == 32
         return tasks, test, dropped
 
@@ -111,16 +119,25 @@ def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, ca
 
 
 def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
-    """Four committed runs of an older version are printed, even if a default has changed since; a fifth is not
-    run beside them; two versions, or two settings, are never one table."""
+    """Four committed runs of an older version are printed, even if a default has changed since; a fifth is
+    not run beside them; two versions, or two settings, are never one table."""
     folder, never = tmp_path / "all", lambda config: pytest.fail("a run was started")
     score = {"greedy": {"all": 0.5}}
-    common = {"before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}, "seed": 0}
+    common = {
+        "before": score,
+        "after": score,
+        "labels_used": 1,
+        "labels_available": 5,
+        "audit": {},
+        "seed": 0,
+    }
 
     def finished(mode, version="old", steps=7):
         run = folder / f"{mode}-{1.0 if mode == 'oracle' else 0.2}-0"
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps({"mode": mode, "steps": steps, "gone": 3, "output_dir": mode}))
+        (run / "config.json").write_text(
+            json.dumps({"mode": mode, "steps": steps, "gone": 3, "output_dir": mode})
+        )
         (run / "results.json").write_text(json.dumps(common | {"mode": mode, "version": version}))
 
     for mode in compare.MODES:
@@ -154,52 +171,116 @@ def test_the_version_is_of_code_not_of_comments(tmp_path):
 def test_comparison_arithmetic():
     def run(mode, seed, accuracy):
         score = {"greedy": {"all": accuracy}, "sampled": {"all": accuracy}}
-        return {"mode": mode, "row": mode, "seed": seed, "before": score, "after": score, "labels_used": 1, "labels_available": 5, "audit": {}}
+        return {
+            "mode": mode,
+            "row": mode,
+            "seed": seed,
+            "before": score,
+            "after": score,
+            "labels_used": 1,
+            "labels_available": 5,
+            "audit": {},
+        }
 
-    finished = [run("memreward", 0, 0.8), run("memreward", 1, 0.9), run("oracle", 0, 0.9), run("oracle", 1, 0.9), run("r1p", 0, 0.7)]
+    finished = [
+        run("memreward", 0, 0.8),
+        run("memreward", 1, 0.9),
+        run("oracle", 0, 0.9),
+        run("oracle", 1, 0.9),
+        run("r1p", 0, 0.7),
+    ]
     lines = {line.split("  ")[0].strip(): line for line in compare.comparison(finished).splitlines()}
     assert "-5.0 +- 5.0" in lines["memreward - oracle"]  # differences -10 and 0
     assert lines["memreward - r1p"].split()[3:] == "10.0 paired over 1 seeds".split()
     assert "94.4 %" in lines["memreward / oracle"]  # 85 / 90
     finished += [run("memreward 0.1", 0, 0.6), run("r1p 0.1", 0, 0.65), run("refit", 1, 0.88)]
     lines = {line.split("  ")[0].strip(): line for line in compare.comparison(finished).splitlines()}
-    assert lines["memreward 0.1 - r1p 0.1"].split()[5] == "-5.0" and lines["memreward - refit"].split()[3] == "2.0"  # like with like
+    assert (
+        lines["memreward 0.1 - r1p 0.1"].split()[5] == "-5.0"
+        and lines["memreward - refit"].split()[3] == "2.0"
+    )  # like with like
     assert "66.7 %" in lines["memreward 0.1 / oracle"] and "memreward - r1p 0.1" not in lines
 
 
 def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
     for seed in range(2):
-        for name, ratio in (("memreward", 0.2), ("r1p", 0.2), ("refit", 0.2), ("memreward", 0.1), ("memreward", 1.0), ("my", "run")):
+        for name, ratio in (
+            ("memreward", 0.2),
+            ("r1p", 0.2),
+            ("refit", 0.2),
+            ("memreward", 0.1),
+            ("memreward", 1.0),
+            ("my", "run"),
+        ):
             folder = tmp_path / f"{name}-{ratio}-{seed}"
             folder.mkdir()
-            curve = [{"step": step, "greedy": {"all": 0.5 + step / 1000 + seed}, "audit": {"accuracy": seed - step} if step else {}}
-                     for step in (0, 50, 100)]
+            curve = [
+                {
+                    "step": step,
+                    "greedy": {"all": 0.5 + step / 1000 + seed},
+                    "audit": {"accuracy": seed - step} if step else {},
+                }
+                for step in (0, 50, 100)
+            ]
             (folder / "results.json").write_text(json.dumps({"label_ratio": ratio, "evaluations": curve}))
     (tmp_path / "oracle-1.0-0").mkdir()  # has not finished
     curves = figures.curves(tmp_path, 0.2)
-    assert curves["accuracy"] == dict.fromkeys(("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)])
-    assert list(curves["predictions"].values()) == 2 * [[([50, 100], [seed - 50, seed - 100]) for seed in (0, 1)]]
-    with monkeypatch.context() as without, pytest.raises(SystemExit, match="matplotlib is not installed; pip install matplotlib"):
+    assert curves["accuracy"] == dict.fromkeys(
+        ("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)]
+    )
+    assert list(curves["predictions"].values()) == 2 * [
+        [([50, 100], [seed - 50, seed - 100]) for seed in (0, 1)]
+    ]
+    with (
+        monkeypatch.context() as without,
+        pytest.raises(SystemExit, match="matplotlib is not installed; pip install matplotlib"),
+    ):
         without.setattr(figures.importlib.util, "find_spec", lambda name: None)
         train.main(["plot", str(tmp_path)])
     pytest.importorskip("matplotlib")
     train.main(["plot", str(tmp_path)])
-    assert capsys.readouterr().out.split() == [str(tmp_path / "accuracy.png"), str(tmp_path / "predictions.png")]
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("accuracy.png", "predictions.png"))
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / "accuracy.png"),
+        str(tmp_path / "predictions.png"),
+    ]
+    assert all(
+        (tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("accuracy.png", "predictions.png")
+    )
     with pytest.raises(SystemExit, match="holds no finished runs of compare with label_ratio 0.2"):
         train.main(["plot", str(tmp_path / "oracle-1.0-0")])
 
 
 BAD = [
-    (["--label_ratio", "0"], "label_ratio"), (["--label_ratio", "1.2"], "label_ratio"), (["--group_size", "1"], "group_size"),
-    (["--steps", "0"], "steps"), (["--tasks", "wrold"], "tasks"), (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
-    (["--model", "no/such/model"], "model"), (["--encoder", "no/such/encoder"], "encoder"), (["--max_prompt_length", "5"], "max_prompt_length"),
-    (["--output_dir", "/proc/nowhere"], "output_dir"), (["--resume", "nowhere"], "resume"), (["--colour", "red"], "--colour"),
-    (["paint"], "paint"), (["--seeds", "3"], "seeds"), (["--variants", "soft"], "variants"), (["evaluate", "--rollouts", "x"], "rollouts"), (["evaluate", "--steps", "3"], "steps"), (["--label-ratio", "1"], "--label-ratio"), (["--steps", "many"], "steps"),
-    (["--mode", "r1p", "--neighbors", "7"], "neighbors"), (["--mode", "majority", "--reward=soft"], "reward"), (["compare", "--resume", "x"], "resume"),
-    (["probe", "--label_ratio", "1"], "label_ratio"), (["probe", "--features", "agreemnt"], "features"),
-    (["compare", "--mode", "oracle"], "mode"), (["compare", "--seed", "3"], "seed"), (["--gnn_hidden", "1"], "gnn_hidden"), (["--features", "colour"], "features"), (["--learning_rate", "1e6"], "learning_rate"),
-]  # fmt: skip
+    (["--label_ratio", "0"], "label_ratio"),
+    (["--label_ratio", "1.2"], "label_ratio"),
+    (["--group_size", "1"], "group_size"),
+    (["--steps", "0"], "steps"),
+    (["--tasks", "wrold"], "tasks"),
+    (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--model", "no/such/model"], "model"),
+    (["--encoder", "no/such/encoder"], "encoder"),
+    (["--max_prompt_length", "5"], "max_prompt_length"),
+    (["--output_dir", "/proc/nowhere"], "output_dir"),
+    (["--resume", "nowhere"], "resume"),
+    (["--colour", "red"], "--colour"),
+    (["paint"], "paint"),
+    (["--seeds", "3"], "seeds"),
+    (["--variants", "soft"], "variants"),
+    (["evaluate", "--rollouts", "x"], "rollouts"),
+    (["evaluate", "--steps", "3"], "steps"),
+    (["--label-ratio", "1"], "--label-ratio"),
+    (["--steps", "many"], "steps"),
+    (["--mode", "r1p", "--neighbors", "7"], "neighbors"),
+    (["--mode", "majority", "--reward=soft"], "reward"),
+    (["compare", "--resume", "x"], "resume"),
+    (["probe", "--label_ratio", "1"], "label_ratio"),
+    (["probe", "--features", "agreemnt"], "features"),
+    (["compare", "--mode", "oracle"], "mode"),
+    (["compare", "--seed", "3"], "seed"),
+    (["--gnn_hidden", "1"], "gnn_hidden"),
+    (["--features", "colour"], "features"),
+    (["--learning_rate", "1e6"], "learning_rate"),
+]
 
 
 @pytest.mark.parametrize("arguments, named", BAD)
@@ -207,7 +288,21 @@ def test_bad_input_is_one_clear_line(arguments, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "1e6" in arguments:
-        arguments = [*arguments, "--steps", "8", "--batch_size", "2", "--group_size", "2", "--train_tasks", "10", "--test_tasks", "3", "--mode", "oracle"]
+        arguments = [
+            *arguments,
+            "--steps",
+            "8",
+            "--batch_size",
+            "2",
+            "--group_size",
+            "2",
+            "--train_tasks",
+            "10",
+            "--test_tasks",
+            "3",
+            "--mode",
+            "oracle",
+        ]
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
     message = str(stop.value)
@@ -219,7 +314,9 @@ def test_a_tracker_that_is_not_installed(quick, monkeypatch):
     import importlib.util
 
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else find(name, *rest)
+    )
     with pytest.raises(ValueError, match="tracker: trackio is not installed"):
         train.train(quick(tracker="trackio"))
 
@@ -231,7 +328,15 @@ def test_resume_takes_its_settings_from_the_run(quick):
 
 
 def test_a_file_with_few_labels_is_used_as_it_is(quick, tmp_path):
-    rows = [{"id": str(i), "domain": "math", "question": f"Ann has {i} books.", "answer": str(i) if i % 4 == 0 else None} for i in range(24)]
+    rows = [
+        {
+            "id": str(i),
+            "domain": "math",
+            "question": f"Ann has {i} books.",
+            "answer": str(i) if i % 4 == 0 else None,
+        }
+        for i in range(24)
+    ]
     (tmp_path / "few_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     test = [{**row, "id": f"t{row['id']}", "question": f"Ben has {row['id']} hats."} for row in rows[::4]]
     (tmp_path / "few_test.jsonl").write_text("\n".join(map(json.dumps, test)))
@@ -243,7 +348,11 @@ def test_a_file_with_few_labels_is_used_as_it_is(quick, tmp_path):
 
 
 def test_profile(quick, capsys):
-    train.train(quick(mode="r1p", steps=5, eval_every=5, profile=True, batch_size=1, group_size=2, max_response_length=8))
+    train.train(
+        quick(
+            mode="r1p", steps=5, eval_every=5, profile=True, batch_size=1, group_size=2, max_response_length=8
+        )
+    )
     trace = json.loads((Path(quick().output_dir) / "trace.json").read_text())
     assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
     assert "Self CPU time total" in capsys.readouterr().out
@@ -256,7 +365,10 @@ def test_a_finished_run_is_not_overwritten(quick):
 
 
 def test_a_setting_is_refused_before_torch_is_imported():
-    code = "import sys, train\ntry: train.main(['--label_ratio', '7'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    code = (
+        "import sys, train\ntry: train.main(['--label_ratio', '7'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "False", out.stderr
 
@@ -278,7 +390,12 @@ def test_help_shows_each_command_its_own_settings(capsys):
 
 def test_presets_are_settings_that_flags_change():
     _, config = parse(["--preset", "qwen2.5-3b", "--steps", "7"])
-    assert (config.model, config.steps, config.batch_size, config.learning_rate) == ("Qwen/Qwen2.5-3B-Instruct", 7, 128, 1e-6)
+    assert (config.model, config.steps, config.batch_size, config.learning_rate) == (
+        "Qwen/Qwen2.5-3B-Instruct",
+        7,
+        128,
+        1e-6,
+    )
     assert len(config.tasks.split(",")) == 10 and config.ood == "numina_math,piqa,siqa"
     fields = {field.name for field in dataclasses.fields(Config)}
     assert all(settings.keys() <= fields for settings in settings.PRESETS.values())
@@ -287,23 +404,41 @@ def test_presets_are_settings_that_flags_change():
 def test_encoder_left_out():
     assert Config().encoder == "hash" and Config(model="some/model").encoder == "policy"
     assert Config(model="some/model", encoder="hash").encoder == "hash"
-    assert Config().features == "parsed,mean_logprob,min_logprob" and "agreement" in Config(model="some/model").features
-    assert "agreement" in Config(rollouts="some.jsonl").features and Config(features="parsed").features == "parsed"
+    assert (
+        Config().features == "parsed,mean_logprob,min_logprob"
+        and "agreement" in Config(model="some/model").features
+    )
+    assert (
+        "agreement" in Config(rollouts="some.jsonl").features
+        and Config(features="parsed").features == "parsed"
+    )
 
 
 def test_long_prompts_are_left_out_and_counted(quick, tmp_path):
-    rows = [{"id": str(i), "domain": "math", "question": f"Ann has {i} books. " * (9 if i % 6 == 0 else 1), "answer": str(i)} for i in range(24)]
+    rows = [
+        {
+            "id": str(i),
+            "domain": "math",
+            "question": f"Ann has {i} books. " * (9 if i % 6 == 0 else 1),
+            "answer": str(i),
+        }
+        for i in range(24)
+    ]
     (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
     results = train.train(quick(mode="r1p", tasks=str(tmp_path / "mixed.jsonl"), max_prompt_length=30))
     counts = results["dropped"]["mixed"]
     assert sum(counts.values()) == 4 and all("longer than max_prompt_length" in why for why in counts)
     assert "longer than max_prompt_length" in train.report(results)
     chosen = json.loads((Path(quick().output_dir) / "tasks.json").read_text())
-    ids = [int(name.rpartition("/")[2]) for part in ("labelled", "unlabelled", "test") for name in chosen[part]]
+    ids = [
+        int(name.rpartition("/")[2]) for part in ("labelled", "unlabelled", "test") for name in chosen[part]
+    ]
     assert sorted(ids) == [i for i in range(24) if i % 6] and chosen["dropped"] == results["dropped"]
 
 
-@pytest.mark.parametrize("settings", [dict(gradient_checkpointing=True), dict(attention="eager"), dict(micro_batch_size=3)])
+@pytest.mark.parametrize(
+    "settings", [dict(gradient_checkpointing=True), dict(attention="eager"), dict(micro_batch_size=3)]
+)
 def test_ways_to_compute_change_nothing(quick, settings):
     train.train(quick(mode="oracle"))
     train.train(quick(mode="oracle", **settings, output_dir=quick().output_dir + "2"))
@@ -322,9 +457,12 @@ def test_bf16_samples_from_a_copy_with_the_newest_weights(quick):
 
 @pytest.mark.parametrize("right, warned", [((9, 8, 10, 7), False), ((9, 8, 8, 7), True)])
 def test_drift_warns_below_two_standard_errors_of_the_queries(capsys, right, warned):
-    """Of 10 rollouts of each of 4 queries 10, 10, 9, 10 were right at the start. The changes, -1, -2, 1, -3 or -1, -2, -1, -3
-    tenths, have means -1.25 and -1.75 and standard errors 0.85 and 0.48."""
-    rollouts = lambda counts: [(1.0, float(i < count), query) for query, count in zip("abcd", counts) for i in range(10)]  # noqa: E731
+    """Of 10 rollouts of each of 4 queries 10, 10, 9, 10 were right at the start. The changes, -1, -2, 1, -3
+    or -1, -2, -1, -3 tenths, have means -1.25 and -1.75 and standard errors 0.85 and 0.48."""
+
+    def rollouts(counts):
+        return [(1.0, float(i < count), query) for query, count in zip("abcd", counts) for i in range(10)]
+
     drift = train.Drift([], Config())
     drift.extend(rollouts((10, 10, 9, 10)))
     drift.warm_up = len(drift.rewards)
@@ -338,7 +476,12 @@ def test_evaluate_and_probe_take_the_settings_of_a_run(quick, monkeypatch):
     train.train(quick(mode="r1p", label_ratio=0.5, max_response_length=9, test_tasks=6))
     folder = quick().output_dir
     command, config = parse(["evaluate", "--model", folder, "--test_tasks", "5"])
-    assert (command, config.max_response_length, config.test_tasks, config.model) == ("evaluate", 9, 5, folder)
+    assert (command, config.max_response_length, config.test_tasks, config.model) == (
+        "evaluate",
+        9,
+        5,
+        folder,
+    )
     with pytest.raises(SystemExit, match="output_dir: .* holds a run"):
         train.main(["probe", "--output_dir", folder])
     with monkeypatch.context() as inside:  # a run folder that nobody named
@@ -346,16 +489,26 @@ def test_evaluate_and_probe_take_the_settings_of_a_run(quick, monkeypatch):
         assert parse([])[1].max_response_length == parse(["probe"])[1].max_response_length == 48
     _, config = parse(["probe", "--rollouts", folder, "--neighbors", "7"])
     assert config.label_ratio == 0.5
-    assert (config.max_response_length, config.group_size, config.gnn_epochs, config.neighbors) == (9, 4, 5, 7)
+    assert (config.max_response_length, config.group_size, config.gnn_epochs, config.neighbors) == (
+        9,
+        4,
+        5,
+        7,
+    )
     assert parse(["evaluate", "--model", "builtin"])[1].max_response_length == 48
 
 
 def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys):
-    """A memory that turns everything round after the warm-up is noticed; the slice is never fitted on, and always verified."""
+    """A memory that turns everything round after the warm-up is noticed; the slice is never fitted on, and
+    always verified."""
     import memreward
 
-    config, fitted = quick(drift_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12,
-                           memory="refit", refit_every=1), []
+    config, fitted = (
+        quick(
+            drift_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12, memory="refit", refit_every=1
+        ),
+        [],
+    )
     fit, predict = memreward.ExperienceMemory.fit, memreward.ExperienceMemory.predict
 
     def fit_and_turn(memory, seed, without):
@@ -365,7 +518,9 @@ def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys
     def predictions(memory, *groups, exclude=None):
         if exclude is None:
             return predict(memory, *groups)
-        truth = torch.stack([memory.rewards[len(memory.ids) - 1 - memory.ids[::-1].index(query)] for query in exclude])
+        truth = torch.stack(
+            [memory.rewards[len(memory.ids) - 1 - memory.ids[::-1].index(query)] for query in exclude]
+        )
         return truth if len(fitted) == 1 and not steps else 1 - truth
 
     steps, update = [], train.refresh
@@ -373,7 +528,10 @@ def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys
     monkeypatch.setattr(memreward.ExperienceMemory, "fit", fit_and_turn)
     monkeypatch.setattr(memreward.ExperienceMemory, "predict", predictions)
     results = train.train(config)
-    assert "the memory drifts: of its rewards for 6 labelled queries that it was not fitted on" in capsys.readouterr().out
+    assert (
+        "the memory drifts: of its rewards for 6 labelled queries that it was not fitted on"
+        in capsys.readouterr().out
+    )
     drift = results["after"]["drift"]
     assert drift["rollouts"] == 2 * 6 * 4 and drift["accuracy"] < 0.7
     assert results["before"]["drift"]["accuracy"] == 1 and results["before"]["drift"]["rollouts"] == 6 * 4
@@ -387,29 +545,62 @@ def test_probe(quick, tmp_path, monkeypatch, capsys, source):
     """Each source of rollouts gives a table and results.json, with one row marked as what training does."""
     rows = probe.probe_rows
     wanted = ("majority vote", "only parsed", "mixed networks (default)")
-    monkeypatch.setattr(probe, "probe_rows", lambda *a: {name: row for name, row in rows(*a).items() if name in wanted})
-    arguments = ["probe", "--output_dir", str(tmp_path / "out"), "--gnn_epochs", "2", "--gnn_networks", "1", "--train_tasks", "30"]
+    monkeypatch.setattr(
+        probe, "probe_rows", lambda *a: {name: row for name, row in rows(*a).items() if name in wanted}
+    )
+    arguments = [
+        "probe",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--gnn_epochs",
+        "2",
+        "--gnn_networks",
+        "1",
+        "--train_tasks",
+        "30",
+    ]
     if source == "run":
         train.train(quick(mode="r1p"))
         arguments += ["--rollouts", quick().output_dir]
     if source == "file":
-        lines = [{"id": str(i), "domain": "math", "question": f"Number {i}?", "answer": str(i),
-                  "rollouts": [{"response": f"#### {i}", "reward": 1.0}, {"response": "#### -1", "reward": 0.0}]} for i in range(30)]
+        lines = [
+            {
+                "id": str(i),
+                "domain": "math",
+                "question": f"Number {i}?",
+                "answer": str(i),
+                "rollouts": [
+                    {"response": f"#### {i}", "reward": 1.0},
+                    {"response": "#### -1", "reward": 0.0},
+                ],
+            }
+            for i in range(30)
+        ]
         (tmp_path / "rollouts.jsonl").write_text("\n".join(map(json.dumps, lines)))
         arguments += ["--rollouts", str(tmp_path / "rollouts.jsonl")]
     train.main(arguments)
     found = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["name"] for row in found] == list(wanted)[:1] + ["mixed networks (default)", "only parsed"]
     assert [row["default"] for row in found] == [False, True, False]
-    assert all({"auc", "accuracy", "precision", "recall", "f1", "fp_rate", "ece", "fit_seconds"} <= row.keys() for row in found)
+    assert all(
+        {"auc", "accuracy", "precision", "recall", "f1", "fp_rate", "ece", "fit_seconds"} <= row.keys()
+        for row in found
+    )
     out = capsys.readouterr().out
-    assert all(name in out for name in wanted) and ("30 queries x 2 rollouts, 50% right" in out) == (source == "file")
+    assert all(name in out for name in wanted) and ("30 queries x 2 rollouts, 50% right" in out) == (
+        source == "file"
+    )
     if source == "file":  # a tie goes to the first, which is right
         assert found[0]["accuracy"] == 1.0 and "no --model has read" in out
 
 
-@pytest.mark.parametrize("line", ['{"id": "1", "domain": "math", "question": "?", "answer": "1"}',
-                                  '{"id": "1", "domain": "math", "question": "?", "answer": "1", "rollouts": [{"response": "1"}]}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "1", "domain": "math", "question": "?", "answer": "1"}',
+        '{"id": "1", "domain": "math", "question": "?", "answer": "1", "rollouts": [{"response": "1"}]}',
+    ],
+)
 def test_probe_refuses_files_without_rollouts(tmp_path, line):
     (tmp_path / "none.jsonl").write_text(line)
     with pytest.raises(SystemExit, match="rollouts: .*none.jsonl"):
@@ -420,7 +611,9 @@ def test_explain(quick, capsys):
     train.train(quick())
     train.main(["explain", quick().output_dir])
     out = capsys.readouterr().out
-    assert out.count("predicted reward ") == 6 and out.count("the hidden label says") == 6  # two rollouts in three domains
+    assert (
+        out.count("predicted reward ") == 6 and out.count("the hidden label says") == 6
+    )  # two rollouts in three domains
     assert "near query" in out and "moved the logit by" in out and "like answer" in out
     train.train(quick(mode="r1p", output_dir=quick().output_dir + "2"))
     with pytest.raises(SystemExit, match="has no memory"):
@@ -430,29 +623,52 @@ def test_explain(quick, capsys):
 
 
 def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
-    """Right is every response to red, half to blue, a quarter to green: 4 + 4 of 12 tasks in domain, while the mean
-    of the two sets is 3/4."""
+    """Right is every response to red, half to blue, a quarter to green: 4 + 4 of 12 tasks in domain, while
+    the mean of the two sets is 3/4."""
     import grpo
 
     for name, count in {"red": 4, "blue": 8, "green": 4}.items():
-        rows = [{"id": str(i), "domain": "math", "question": f"{name} {i}", "answer": "7"} for i in range(count)]
+        rows = [
+            {"id": str(i), "domain": "math", "question": f"{name} {i}", "answer": "7"} for i in range(count)
+        ]
         for part in ("train", "test"):
             (tmp_path / f"{name}_{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def sample(model, tokenizer, prompts, size, *rest):
         numbers = [re.search(r"(\w+) (\d)", prompt).groups() for prompt in prompts]
-        right = [int(i) % {"red": 1, "blue": 2, "green": 4}[name] == 0 for name, i in numbers for _ in range(size)]
+        right = [
+            int(i) % {"red": 1, "blue": 2, "green": 4}[name] == 0 for name, i in numbers for _ in range(size)
+        ]
         return SimpleNamespace(texts=["#### 7" if true else "#### 8" for true in right])
 
     monkeypatch.setattr(grpo, "sample", sample)
     red, blue, green = (str(tmp_path / f"{name}_test.jsonl") for name in ("red", "blue", "green"))
-    train.main(["evaluate", "--tasks", f"{red},{blue}", "--ood", green, "--eval_samples", "2",
-                "--output_dir", str(tmp_path)])
+    train.main(
+        [
+            "evaluate",
+            "--tasks",
+            f"{red},{blue}",
+            "--ood",
+            green,
+            "--eval_samples",
+            "2",
+            "--output_dir",
+            str(tmp_path),
+        ]
+    )
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["tasks"] == {"red": 4, "blue": 8, "green": 4, "all": 12, "out of domain": 4}
     for kind in ("greedy", "sampled"):
-        assert result[kind] == pytest.approx({"red": 1.0, "blue": 0.5, "green": 0.25, "all": 2 / 3,
-                                              "all, mean of sets": 0.75, "out of domain": 0.25})
+        assert result[kind] == pytest.approx(
+            {
+                "red": 1.0,
+                "blue": 0.5,
+                "green": 0.25,
+                "all": 2 / 3,
+                "all, mean of sets": 0.75,
+                "out of domain": 0.25,
+            }
+        )
     table = {line[:18].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]}
     assert table["in domain"] == ["0.667", "0.667"] and table["mean of sets"] == ["0.750", "0.750"]
     assert table["out of domain"] == ["0.250", "0.250"]
@@ -463,28 +679,60 @@ def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
     for place, step in (("", 4), ("policy", 4), ("checkpoints/000002", 2), ("checkpoints/000004", 4)):
         found = train.evaluate_model(quick(model=str(Path(quick().output_dir) / place), output_dir=None))
         (expected,) = (e for e in results["evaluations"] if e["step"] == step)
-        assert {kind: found[kind] for kind in ("greedy", "sampled")} == {kind: expected[kind] for kind in ("greedy", "sampled")}
+        assert {kind: found[kind] for kind in ("greedy", "sampled")} == {
+            kind: expected[kind] for kind in ("greedy", "sampled")
+        }
 
 
 def test_every_setting_is_read():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "memreward.py", "lab/runs.py", "lab/log.py", "lab/compare.py", "lab/probe.py",
-                                                         "lab/settings.py"))
+    source = "".join(
+        (ROOT / name).read_text()
+        for name in (
+            "train.py",
+            "memreward.py",
+            "lab/runs.py",
+            "lab/log.py",
+            "lab/compare.py",
+            "lab/probe.py",
+            "lab/settings.py",
+        )
+    )
     for setting in dataclasses.fields(Config):
         assert re.search(rf"config\.{setting.name}\b", source), setting.name
 
 
 def test_the_readme_command(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--steps", "2", "--train_tasks", "40", "--test_tasks", "12", "--eval_samples", "1"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--steps",
+        "2",
+        "--train_tasks",
+        "40",
+        "--test_tasks",
+        "12",
+        "--eval_samples",
+        "1",
+    ]
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "greedy after" in out.stdout and "labels used         8 of 40" in out.stdout
     (run,) = (tmp_path / "runs").iterdir()
-    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "results.json", "checkpoints", "policy", "tasks.json"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "checkpoints",
+        "policy",
+        "tasks.json",
+    }
 
 
 def test_the_readme_example_of_ones_own_verifier(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
     assert out.returncode == 0, out.stderr
     assert re.search(r"\{'shout': 0.0, 'all': 0.0\} [34] labels used", out.stdout)
