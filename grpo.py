@@ -37,7 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from support.packing import by_length, forward_responses, positions, same_prompts
+from support import selfcheck
+from support.packing import batches_of_prompts, by_length, forward_responses, same_prompts
+from support.traits import choose_rows, position_limit, positions, reading, takes_padding
 
 
 @dataclass
@@ -105,90 +107,113 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple
 
 @torch.no_grad()
 def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens: int,
-           temperature: float = 1.0, noise: Tensor | None = None, batch_size: int = 256) -> Rollouts:
+           temperature: float = 1.0, noise: Tensor | None = None, batch_size: int = 256,
+           stop: list[str] | None = None) -> Rollouts:
     """Sample `group_size` responses to each prompt, B*G rows in the order of the prompts; T is
     `max_new_tokens`.
 
     prompts: rendered text; a chat template has already put the special tokens in, so none are added here.
-    noise (B*G, T): one uniform number a row and token (see `uniform_noise`); None draws them by torch's
-    generator. batch_size: rows decoded at a time, in whole groups; prompts of like length go together. model:
-    unwrapped (accelerator.unwrap_model), since ranks may need unequal numbers of forward passes. Runs in eval
-    mode and restores the mode. Raises ValueError for a prompt that is empty or leaves no room within the
-    model's positions, FloatingPointError when the model's logits are not finite.
+    noise (B*G, T): one uniform number a row and token (see `uniform_noise`); None draws them. batch_size:
+    rows decoded at a time, in whole groups; prompts of like length go together. stop: a response also ends
+    where its text holds one of these strings; the text is cut there, the tokens that wrote it are still
+    trained.
+    model: unwrapped (accelerator.unwrap_model), since ranks may need unequal numbers of forward passes. Runs
+    in eval mode and restores the mode. Raises ValueError for a prompt that is empty or leaves no room within
+    the model's positions, FloatingPointError when the model's logits are not finite.
     """
-    stop, rows, device = eos_ids(model, tokenizer), len(prompts) * group_size, model.device
-    pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ends, rows, device = eos_ids(model, tokenizer), len(prompts) * group_size, model.device
+    pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     prompt, prompt_mask = read_prompts(model, tokenizer, prompts, max_new_tokens, pad)  # (B, P)
     noise = (torch.rand(rows, max_new_tokens) if noise is None else noise).to(device)
-    response = torch.full((rows, max_new_tokens), pad, device=device)
+    response, ends = torch.full((rows, max_new_tokens), pad, device=device), torch.tensor(ends, device=device)
     mask, logprobs = torch.zeros(2, rows, max_new_tokens, device=device)
-    truncated = torch.ones(rows, dtype=torch.bool, device=device)
+    by_eos, by_text = torch.zeros(2, rows, dtype=torch.bool, device=device)
 
     was_training = model.training
     model.eval()
-    for chunk in by_length(prompt_mask, torch.arange(len(prompts))).split(max(1, batch_size // group_size)):
+    padded = takes_padding(model)
+    for chunk in batches_of_prompts(prompt_mask, max(1, batch_size // group_size), padded):
         where = (chunk[:, None] * group_size + torch.arange(group_size, device=device)).flatten()  # (n,)
         left = int(prompt_mask[chunk].any(0).long().argmax())  # padding of the whole chunk
-        tokens = decode(model, prompt[chunk, left:], prompt_mask[chunk, left:], group_size, noise[where],
-                        torch.tensor(stop, device=device), temperature)
-        for t, (live, chosen, chosen_logprobs, ended) in enumerate(tokens):
+        running = torch.ones_like(where, dtype=torch.bool)
+        steps = decode(model, prompt[chunk, left:], prompt_mask[chunk, left:] if padded else None, running,
+                       noise[where], temperature)
+        for t, (live, chosen, chosen_logprobs) in enumerate(steps):
             row = where[live]
             response[row, t], logprobs[row, t], mask[row, t] = chosen, chosen_logprobs, 1.0
-            truncated[row[ended]] = False
+            by_eos[row] = torch.isin(chosen, ends)
+            if stop:
+                texts = tokenizer.batch_decode(response[row, : t + 1], skip_special_tokens=True)
+                by_text[row] = torch.tensor([any(s in text for s in stop) for text in texts], device=device)
+            running[live] = ~(by_eos[row] | by_text[row])
     model.train(was_training)
     if not logprobs.isfinite().all():
         raise FloatingPointError("sample: the model's logits are not finite, its weights are damaged")
 
     ids = torch.cat([prompt.repeat_interleave(group_size, 0), response], 1)
     attention_mask = torch.cat([prompt_mask.repeat_interleave(group_size, 0), mask], 1).long()
-    spans = mask.sum(1).long() - (~truncated).long()  # cut EOS by place: it may be no special token
+    spans = mask.sum(1).long() - by_eos.long()  # cut EOS by place: it may be no special token
     texts = [tokenizer.decode(row[:n], skip_special_tokens=True)
              for row, n in zip(response.tolist(), spans.tolist(), strict=True)]
-    return Rollouts(ids, attention_mask, mask, logprobs, texts, truncated)
+    for mark in stop or []:
+        texts = [text.partition(mark)[0] for text in texts]
+    return Rollouts(ids, attention_mask, mask, logprobs, texts, ~(by_eos | by_text))
 
 
-def read_prompts(model, tokenizer, prompts: list[str], max_new_tokens: int,
-                 pad: int) -> tuple[Tensor, Tensor]:
+def read_prompts(model, tokenizer, prompts: list[str], room: int, pad: int) -> tuple[Tensor, Tensor]:
     """Ids and attention mask (B, P) of the prompts, padded on the left. Raises as `sample` says."""
     prompt_ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
     lengths = [len(ids) for ids in prompt_ids]
-    limit = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    limit = position_limit(model)
     if min(lengths) == 0:
         raise ValueError(f"prompts: number {lengths.index(0)} is empty, at least one token is needed")
-    if max(lengths) + max_new_tokens > limit:
-        raise ValueError(f"max_new_tokens: the longest prompt ({max(lengths)} tokens) plus {max_new_tokens} "
+    if max(lengths) + room > limit:
+        raise ValueError(f"max_new_tokens: the longest prompt ({max(lengths)} tokens) plus {room} "
                          f"new tokens exceed the model's {limit} positions")
     ids = torch.tensor([[pad] * (max(lengths) - len(row)) + row for row in prompt_ids], device=model.device)
     return ids, torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths], device=model.device)
 
 
-def decode(model, prompt: Tensor, attention_mask: Tensor, group_size: int, noise: Tensor, stop: Tensor,
-           temperature: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Decode n = b*G rows with a key-value cache; yields for every position t the rows still unfinished (m,),
-    their tokens (m,), log-probabilities (m,) and which of them end here (m,).
+def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor, noise: Tensor,
+           temperature: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Decode n = b*G rows with a key-value cache; yields for every position t the rows still running (m,),
+    their tokens (m,) and log-probabilities (m,).
 
-    prompt and attention_mask (b, p), left-padded; noise (n, T); stop: every EOS. A prompt is read once and
-    its cache repeated for its group; rows that end leave batch and cache.
+    prompt and attention_mask (b, p), left-padded, or None: no padding; noise (n, T). The caller sets running
+    (n,) to False where a row has ended. A prompt is read once and its cache repeated for its group; rows that
+    end leave batch and cache.
     """
-    output = model(input_ids=prompt, attention_mask=attention_mask, position_ids=positions(attention_mask),
-                   use_cache=True, logits_to_keep=1)
-    cache, logits = output.cache, output.logits[:, -1].repeat_interleave(group_size, 0)  # (n, V)
-    cache.batch_repeat_interleave(group_size)
-    attention_mask = attention_mask.repeat_interleave(group_size, 0)
-    live = torch.arange(len(noise), device=prompt.device)
+    live = torch.arange(len(noise), device=prompt.device)  # (n,)
+    output = model(input_ids=prompt, use_cache=True, **reading(attention_mask))
+    origin = live // (len(noise) // len(prompt))  # each row's prompt
+    cache, logits = getattr(output, "cache", None), output.logits[origin, -1]  # (n, V)
+    choose_rows(model, cache, origin)
+    attention_mask = None if attention_mask is None else attention_mask[origin]
     for t in range(noise.shape[1]):
         tokens, logprobs = choose_tokens(logits, noise[live, t], temperature)
-        ended = torch.isin(tokens, stop)
-        yield live, tokens, logprobs, ended
-        going = (~ended).nonzero().squeeze(1)
+        yield live, tokens, logprobs
+        going = running[live].nonzero().squeeze(1)
         if len(going) == 0 or t + 1 == noise.shape[1]:
             return
+        if attention_mask is not None:
+            attention_mask = F.pad(attention_mask[going], (0, 1), value=1)
         if len(going) < len(live):
-            live, tokens, attention_mask = live[going], tokens[going], attention_mask[going]
-            cache.batch_select_indices(going)
-        attention_mask = F.pad(attention_mask, (0, 1), value=1)
-        logits = model(input_ids=tokens[:, None], attention_mask=attention_mask, cache=cache, use_cache=True,
-                       position_ids=positions(attention_mask)[:, -1:]).logits[:, -1]
+            live, tokens = live[going], tokens[going]
+            choose_rows(model, cache, going)
+        output = model(input_ids=tokens[:, None], cache=cache, use_cache=True, **reading(attention_mask, 1))
+        logits = output.logits[:, -1]
+
+
+def check_policy(model, tokenizer, longest: int | None = None) -> None:
+    """Raise ValueError, in one line, where the model does not agree with itself: rollouts of two prompts of
+    unequal length, longer than any window of its attention, sampled and then scored in one row, in rows of
+    their own and in training mode, must have the log-probabilities of the plain model that reads one row at a
+    time.
+
+    model: unwrapped, before the first batch. longest: prompt and response of the run at most, in tokens; what
+    lies beyond is not looked at. A model that draws at random in training mode is refused, too.
+    """
+    selfcheck.check(model, tokenizer, sample, forward_responses, longest)
 
 
 def tokenize_rollouts(tokenizer, prompts: list[str], texts: list[str]) -> Rollouts:
@@ -348,7 +373,9 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
                 loss, metrics = grpo_loss(scores.logprobs, old[rows], ref, advantages[rows], mask[rows],
                                           clip_low, clip_high, kl_coef, weights[rows])
                 accelerator.backward(loss * accelerator.num_processes)  # it averages over processes
-            metrics["entropy"] = scores.entropy[mask[rows].bool()].mean()
+            kept = mask[rows].bool()
+            metrics["entropy"] = scores.entropy[kept].mean()
+            metrics["mismatch"] = (old[rows] - rollouts.logprobs[rows])[kept].abs().mean()
             metrics = {name: value * share[rows].sum() for name, value in metrics.items()}
             metrics["loss"] = loss.detach()
             sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}

@@ -13,7 +13,6 @@ which changes a number beyond rounding:
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +24,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from support.traits import (
+    after_head,
+    agree,
+    asked_once,
+    positions,
+    replaced_forward,
+    some_tokens,
+    text_config,
+)
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 
@@ -58,14 +67,9 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     left, right = padding(mask, length)  # of all rows: cut off here, and put back at the end
     width = ids.shape[1] - right
     ids, mask, length = ids[:, left:width], mask[:, left:width], length - right
-    bare = extract_model_from_parallel(model)
-    share = share_prompts and can_share(bare)
-    if share:  # for good: gradient checkpointing calls the attention again in the backward pass
-        bare.set_attn_implementation("grouped")
-    inputs, place = one_row(ids, mask, length) if share else padded_rows(ids, mask)
+    arrange = one_row if share_prompts and can_share(model) else padded_rows
+    scores, states, place = score_rows(model, ids, mask, length, temperature, arrange)
     response = mask[:, -length:].bool()
-    before = place[:, -length - 1 : -1][response]  # a token is predicted by the one before it
-    scores, states = score_in_place(model, bare, inputs, before, ids[:, -length:][response], temperature)
     empty = torch.zeros_like(response, dtype=scores.dtype)
     logprobs, entropy = (F.pad(empty.masked_scatter(response, x), (0, right))
                          for x in (scores[:, 0], scores[:, 1].detach()))  # (N, T)
@@ -78,60 +82,51 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
 # ---------------------------------------------------------------------------------------- two numbers a token
 
 
-def score_in_place(model, bare, inputs: dict, places: Tensor, targets: Tensor,
-                   temperature: float) -> tuple[Tensor, Tensor]:
-    """One forward pass of `model` (`bare` inside it) whose output head gives, for the hidden states at
-    `places` (n,), log-probability of the `targets` (n,) and entropy, (n, 2), and all hidden states (tokens,
-    d).
+def score_rows(model, ids: Tensor, mask: Tensor, length: int, temperature: float,
+               arrange: Callable) -> tuple[Tensor, Tensor, Tensor]:
+    """One forward pass over the rows as `arrange` lays them out: log-probability and entropy (n, 2) of the n
+    response tokens, all hidden states (tokens, d), and the place of each token among them (N, P+T).
 
-    This happens inside the model's own forward, where sharded weights are whole. A model that does something
-    to logits after the head (soft-capping, scaling) does it to these, which is noticed and raises ValueError.
+    The output head gives the two numbers inside the model's own forward, where sharded weights are whole.
+    What the model does to logits behind the head (soft-capping, scaling) is done before; that it then happens
+    to the two numbers shows that it is what was measured, and is undone.
     """
-    head, seen, layout = bare.get_output_embeddings(), {}, inputs.get("layout")
+    inputs, place = arrange(ids, mask, length)
+    response = mask[:, -length:].bool()
+    before, targets = place[:, -length - 1 : -1][response], ids[:, -length:][response]  # n each
+    after, bare, seen = after_head(model), extract_model_from_parallel(model), {}
+    head = bare.get_output_embeddings()
     plain_forward = head.forward
-    deaf = (f"attention: {type(bare).__name__} has an attention of its own, which cannot tell rollouts in "
-            'one row apart; name another than "sdpa", such as "eager"')
+
+    def logits(states: Tensor) -> Tensor:
+        return after(plain_forward(states).float())
 
     def forward(states: Tensor) -> Tensor:  # (rows, L, d) -> (n, 2)
         states = states.flatten(0, 1)
-        before = states.index_select(0, places)
-        scores = score_tokens(plain_forward, head.weight, before, targets, temperature)
-        seen.update(states=states.detach(), scores=scores.detach().clone())
-        return scores
+        seen["states"] = states.detach()
+        states = states.index_select(0, before)
+        seen["scores"] = score_tokens(logits, len(head.weight), states, targets, temperature)
+        return seen["scores"].clone()
 
-    try:
-        with replaced_forward(head, forward):
-            scores = model(**inputs, use_cache=False).logits
-    except (RuntimeError, TypeError, IndexError) as error:  # it tried the layout's mask on one row
-        if layout is not None and not layout.heard:
-            raise ValueError(deaf) from error
-        raise
-    if layout is not None and not layout.heard:
-        raise ValueError(deaf)
-    if not torch.equal(scores, seen["scores"]):
-        raise ValueError(f"model: {type(bare).__name__} changes its logits after the output head (soft-"
-                         "capping or scaling), which log-probabilities would miss; choose one that does not")
-    return scores, seen["states"]
+    with replaced_forward(head, forward):
+        output = model(**inputs, use_cache=False).logits
+    scores = seen["scores"]
+    if not torch.allclose(output.detach(), after(scores.detach()), rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ValueError(f"model: {type(bare).__name__} changes what its output head gives in its own way; "
+                         "log-probabilities would be wrong, choose another model")
+    if after == (1.0, None):
+        return output, seen["states"], place
+    return scores + 0.0 * output, seen["states"], place  # sharded weights wait for the output's gradient
 
 
-@contextmanager
-def replaced_forward(module, forward: Callable):
-    """The module calls `forward` instead of its own, until the block ends."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-
-
-def score_tokens(head: Callable[[Tensor], Tensor], weight: Tensor, states: Tensor, targets: Tensor,
+def score_tokens(logits_of: Callable[[Tensor], Tensor], words: int, states: Tensor, targets: Tensor,
                  temperature: float) -> Tensor:
     """Log-probability of the `targets` (n,) and entropy of the distribution, (n, 2), from the head's input
     (n, d). Chunks form their logits again in the backward pass, so that memory does not grow with n times
     vocabulary."""
 
     def score(states: Tensor, targets: Tensor) -> Tensor:
-        logits = head(states).float()  # (n, V)
+        logits = logits_of(states)  # (n, V)
         if temperature != 1:  # spares a copy of the largest tensor of all
             logits = logits / temperature
         all_logprobs = logits.log_softmax(-1)
@@ -139,7 +134,7 @@ def score_tokens(head: Callable[[Tensor], Tensor], weight: Tensor, states: Tenso
             entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
         return torch.stack([all_logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy], dim=-1)
 
-    size = max(1, LOGITS_AT_ONCE // len(weight))
+    size = max(1, LOGITS_AT_ONCE // words)
     if len(targets) <= size:
         return score(states, targets)
     return torch.cat([checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
@@ -149,20 +144,30 @@ def score_tokens(head: Callable[[Tensor], Tensor], weight: Tensor, states: Tenso
 # ------------------------------------------------------------------------------ rows with padding, the others
 
 
-def positions(attention_mask: Tensor) -> Tensor:
-    """Position ids that count tokens from 0, whatever the padding.
-
-    >>> positions(torch.tensor([[0, 0, 1, 1, 1, 0]]))
-    tensor([[0, 0, 0, 1, 2, 2]])
+def padded_rows(ids: Tensor, mask: Tensor, length: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The model's inputs, N rows of L tokens that all begin at the first column, and each token's place among
+    all of them (N, P+T). Padding is on the right alone, where nothing that predicts a token can see it:
+    whatever the model, it needs no mask and no positions.
     """
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+    start = mask.long().argmax(1, keepdim=True)  # (N, 1)
+    width = int((mask.shape[1] - start - mask.flip(1).long().argmax(1, keepdim=True)).max())  # L
+    column = torch.arange(mask.shape[1], device=ids.device)
+    rows = ids.gather(1, (start + column[:width]).clamp(max=len(column) - 1))  # (N, L)
+    first = width * torch.arange(len(ids), device=ids.device)[:, None]
+    return {"input_ids": rows}, first + (column - start).clamp(0, width - 1)
 
 
-def padded_rows(ids: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The model's inputs as they are, N rows of P+T tokens, and each token's place among all of them (N,
-    P+T)."""
-    place = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}, place
+def batches_of_prompts(mask: Tensor, size: int, padded: bool) -> list[Tensor]:
+    """Row numbers of prompts (B, P), at most `size` at a time, the longest first; without padding only
+    prompts of one length go together.
+
+    >>> batches_of_prompts(torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, 1]]), size=2, padded=False)
+    [tensor([1]), tensor([0, 2])]
+    """
+    order = by_length(mask, torch.arange(len(mask)))
+    lengths = torch.zeros(len(mask), dtype=torch.long, device=mask.device) if padded else mask.sum(1)
+    groups = order.split(lengths[order].unique_consecutive(return_counts=True)[1].tolist())
+    return [batch for group in groups for batch in group.split(size)]
 
 
 def padding(mask: Tensor, length: int) -> tuple[int, int]:
@@ -205,11 +210,33 @@ def by_length(mask: Tensor, groups: Tensor) -> Tensor:
 def can_share(model) -> bool:
     """Whether all rollouts may stand in one row: attention must be the function we name, and nothing else may
     carry over from token to token (no state, no sliding window, no distance but that of position ids)."""
-    config = model.config
+    bare, config = extract_model_from_parallel(model), text_config(model)
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
-    return (model._supports_attention_backend and not model._is_stateful and not windows
+    return (bare._supports_attention_backend and not bare._is_stateful and not windows
             and getattr(config, "sliding_window", None) is None
-            and config._attn_implementation in ("sdpa", "grouped"))
+            and bare.config._attn_implementation in ("sdpa", "grouped") and hears_layout(model))
+
+
+@asked_once
+def hears_layout(model) -> bool:
+    """Whether rollouts in one row score as they do in rows of their own. If so, "grouped" is the model's
+    attention from now on: gradient checkpointing calls it again in the backward pass."""
+    bare = extract_model_from_parallel(model)
+    ids = some_tokens(model, rows=2).repeat_interleave(2, 0)  # (4, P+T), two rows a prompt
+    length, mask = ids.shape[1] // 2, torch.ones_like(ids)
+    ids[1::2, -length:] = ids[1::2, -length:].flip(1)
+    mask[2:, :3] = mask[1, -3:] = 0
+    bare.set_attn_implementation("grouped")
+    try:
+        layout = one_row(ids, mask, length)
+        shared = score_rows(model, ids, mask, length, 1.0, lambda *_: layout)[0]
+        alone = score_rows(model, ids, mask, length, 1.0, padded_rows)[0]
+        if layout[0]["layout"].heard and agree(model, shared, alone):
+            return True
+    except (RuntimeError, TypeError, IndexError):  # code of its own tried the layout's mask on one row
+        pass
+    bare.set_attn_implementation("sdpa")
+    return False
 
 
 @dataclass

@@ -203,6 +203,28 @@ def test_sample_refuses(prompts, length, change, message):
         grpo.sample(model, tokenizer, prompts, 2, length)
 
 
+@pytest.mark.parametrize("batch_size", [256, 4])
+def test_a_response_ends_where_its_text_holds_a_stop_string(batch_size):
+    model, tokenizer = make_model(), make_tokenizer()
+    free = draw(model, group_size=8)
+    stopped = draw(model, group_size=8, stop=["w9 ", "w4 w9", "w1"], batch_size=batch_size)
+    cut = 0
+    for row, whole in enumerate(free.texts):
+        places = [whole.find(mark) for mark in ("w9 ", "w4 w9", "w1") if mark in whole]
+        assert stopped.texts[row] == (whole[: min(places)] if places else whole)
+        words = stopped.mask[row].sum().int()
+        assert torch.equal(stopped.ids[row, : 5 + words], free.ids[row, : 5 + words])
+        torch.testing.assert_close(stopped.logprobs[row, :words], free.logprobs[row, :words])
+        if places:  # the first token with which the text holds one of them is the last
+            said = tokenizer.decode(free.ids[row, 5 : 5 + words], skip_special_tokens=True)
+            before = tokenizer.decode(free.ids[row, 5 : 5 + words - 1], skip_special_tokens=True)
+            assert any(mark in said for mark in ("w9 ", "w4 w9", "w1"))
+            assert not any(mark in before for mark in ("w9 ", "w4 w9", "w1"))
+        cut += bool(places)
+        assert bool(stopped.truncated[row]) is (bool(free.truncated[row]) and not places)
+    assert 5 < cut < 40
+
+
 def test_sample_refuses_a_damaged_model():
     model = make_model()
     model.lm_head.weight.data[3] = math.nan
@@ -458,7 +480,9 @@ def test_groups_without_signal_need_no_pass():
     for size in (4, None):
         for batch, reference in ((silent, None), (silent, ref), (0 * silent, None)):
             twin = copy.deepcopy(model)
-            hook = twin.model.register_forward_pre_hook(lambda *_: passes.append(1))
+            hook = twin.model.register_forward_pre_hook(
+                lambda *_: passes.append(1) if torch.is_grad_enabled() else None
+            )
             after, metrics = learn(
                 twin, rollouts, batch, reference, lr=1.0, kl_coef=0.0, micro_batch_size=size
             )
@@ -481,6 +505,18 @@ def test_two_updates_a_batch_keep_the_old_logprobs():
     for p, q, g in zip(once.parameters(), twice.parameters(), gradients):
         torch.testing.assert_close(p - 3.0 * g, q, atol=1e-5, rtol=1e-4)
     assert first["clip_fraction"] == 0 < both["clip_fraction"] < 0.5 and abs(both["ratio"] - 1) > 1e-3
+
+
+def test_the_mismatch_is_how_far_sampled_log_probabilities_lie_from_the_trained_ones():
+    model, rollouts, advantages, ref = make_batch()
+    assert learn(model, rollouts, advantages, ref)[1]["mismatch"] < 1e-5
+    shift = torch.linspace(-0.2, 0.3, 240).view(20, 12) * rollouts.mask
+    rollouts.logprobs = rollouts.logprobs + shift
+    for settings in ({}, {"micro_batch_size": 7, "updates_per_batch": 2}):
+        metrics = learn(model, rollouts, advantages, ref, **settings)[1]
+        assert metrics["mismatch"] == pytest.approx(
+            (shift.abs().sum() / rollouts.mask.sum()).item(), rel=1e-3
+        )
 
 
 def test_the_gradient_is_clipped():

@@ -27,6 +27,7 @@ def test_common_padding_is_cut_and_changes_nothing():
     model, length = make_model(), 12
     rollouts = draw(model, length=length)
     rows = rollouts.mask.sum(1).argsort()[:3]  # the shortest: padding on both sides
+    packing.can_share(model), packing.after_head(model)  # or what is measured once would be counted
     widths = []
     hook = model.model.register_forward_pre_hook(
         lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -66,6 +67,7 @@ def test_packed_rows_in_chunks_equal_the_full_logits_of_single_rows(
     model, length = make_model(kind, attention=attention, **settings), 12
     rollouts = draw(model, group_size=8)
     given = model, rollouts.ids, rollouts.attention_mask, length, 0.7
+    packing.can_share(model), packing.after_head(model)
     shapes = []
     hook = model.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -112,29 +114,57 @@ def test_checkpointing_and_autocast_change_nothing_but_rounding():
 
 
 @pytest.mark.parametrize(
-    "kind, settings",
+    "kind, settings, expected",
     [
-        ("gemma2", {"final_logit_softcapping": 5.0, "attention": "eager"}),
-        ("granite", {"logits_scaling": 8.0}),
-        ("cohere", {"logit_scale": 0.5}),
+        ("gemma2", {"final_logit_softcapping": 5.0, "attention": "eager"}, (1.0, 5.0)),
+        ("granite", {"logits_scaling": 8.0}, (0.125, None)),
+        ("cohere", {"logit_scale": 0.5}, (0.5, None)),
+        ("qwen2", {}, (1.0, None)),
     ],
 )
-def test_a_model_that_changes_its_logits_after_the_head_is_refused(kind, settings):
+def test_what_a_model_does_to_its_logits_is_measured_and_done(monkeypatch, kind, settings, expected):
     model = make_model(kind, **settings)
+    assert packing.after_head(model) == pytest.approx(expected)
+    model.get_output_embeddings().weight.data.mul_(5)  # large logits, on which a soft cap acts
+    rollouts = draw(model, group_size=8)
+    monkeypatch.setattr(packing, "LOGITS_AT_ONCE", 7 * WORDS)
+    given = model, rollouts.ids, rollouts.attention_mask, 12, 0.7
+    scores, slow = packing.forward_responses(*given), full_logits(*given)
+    torch.testing.assert_close(rollouts.logprobs, slow[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.logprobs, slow[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.entropy, slow[1], atol=1e-5, rtol=0)
+    for mine, theirs in zip(gradients(model, scores.logprobs), gradients(model, slow[0])):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.flip(-1), lambda x: x.square(), lambda x: x[..., :-1], lambda x: x.clamp(max=5)]
+)
+def test_other_changes_of_logits_are_refused(change):
+    model = make_model()
     rollouts = draw(model, prompts=["w4 w5"], length=4)
+    model.register_forward_hook(
+        lambda module, given, output: setattr(output, "logits", change(output.logits))
+    )
     with pytest.raises(
-        ValueError, match=f"model: {type(model).__name__} changes its logits after the output head"
+        ValueError, match="model: Qwen2ForCausalLM makes other logits than .* its output head"
     ):
         packing.forward_responses(model, rollouts.ids, rollouts.attention_mask, 4)
     assert "forward" not in model.get_output_embeddings().__dict__
 
 
-def test_a_model_whose_attention_is_not_ours_is_refused(monkeypatch):
+def test_a_model_whose_attention_is_not_ours_gets_rows_of_its_own(monkeypatch):
     model = make_model()
     rollouts = draw(model)
     monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
-    with pytest.raises(ValueError, match="attention: Qwen2ForCausalLM has an attention of its own"):
-        packing.forward_responses(model, rollouts.ids, rollouts.attention_mask, 12)
+    assert not packing.can_share(model)
+    mine = packing.forward_responses(model, rollouts.ids, rollouts.attention_mask, 12)
+    torch.testing.assert_close(
+        mine.logprobs,
+        full_logits(model, rollouts.ids, rollouts.attention_mask, 12, 1.0)[0],
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_a_long_limit_costs_short_responses_nothing():
@@ -145,6 +175,7 @@ def test_a_long_limit_costs_short_responses_nothing():
         torch.nn.functional.pad(rollouts.ids, (5, 9)),
         torch.nn.functional.pad(rollouts.attention_mask, (5, 9)),
     )
+    packing.can_share(model), packing.after_head(model)
     inner = packing.ALL_ATTENTION_FUNCTIONS["grouped"]
     packing.ALL_ATTENTION_FUNCTIONS["grouped"] = lambda *args, **kwargs: (
         seen.append(args[4].shape[-2:]),
@@ -179,6 +210,7 @@ def test_no_tensor_grows_with_tokens_times_words(monkeypatch):
             self.numel = max([self.numel, *(x.numel() for x in results if torch.is_tensor(x))])
             return result
 
+    packing.can_share(model), packing.after_head(model)
     kept = []
     with Largest() as largest:
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
