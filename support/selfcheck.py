@@ -62,7 +62,7 @@ def errors_in_one_line(name: str):
         if isinstance(error, ValueError) and str(error).startswith("model: "):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{name} cannot be sampled and scored, choose another model ({reason})") from error
+        raise ValueError(f"{name} cannot be sampled and scored ({reason}); choose another model") from error
 
 
 def some_rollouts(model, tokenizer, sample: Callable, longest: int | None):

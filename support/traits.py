@@ -135,8 +135,8 @@ def reading(attention_mask: Tensor | None, last: int = 0) -> dict[str, Tensor]:
 def choose_rows(model, cache, rows: Tensor) -> None:
     """Keep these rows of the model's cache, some of them several times, in place."""
     if not hasattr(cache, "reorder_cache"):
-        raise ValueError(f"model: {type(model).__name__} keeps no cache of what it has read, or one whose rows "
-                         "cannot be chosen, and is not sampled without; choose another model")
+        raise ValueError(f"model: {type(model).__name__} keeps no cache of what it has read, or one whose "
+                         "rows cannot be chosen, and is not sampled without; choose another model")
     if type(cache).batch_select_indices is Cache.batch_select_indices:
         cache.reorder_cache(rows)  # unlike the other it knows every kind of layer
     else:
