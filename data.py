@@ -21,9 +21,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support import benchmarks, world
-from support.answers import question_key, split_response, text_key, verify_math, verify_qa
+from support.answers import after_thought, equal_math, final_choice, final_math, math_key, question_key
 from support.benchmarks import CUT_BY_HASH, LETTERS, OUT_OF_DOMAIN, STREAMED, reach_hub
-from support.sandbox import code_key, extract_code, parse_code, signatures, verify_code, verify_code_batch
+from support.sandbox import code_key, find_program, parse_code, run_programs, signatures, with_context
 
 __all__ = [
     "BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key", "extract_code",
@@ -86,7 +86,55 @@ def make_prompt(task: Task) -> str:
 
 # ---------------------------------------------------------------------------------------------------- verifiers
 
-# function(response, answer) -> reward, of code (response, tests). Add your own domain here and to INSTRUCTIONS.
+
+def verify_math(response: str, answer: str) -> float:
+    r"""1.0 if the response's final answer equals the reference, else 0.0; never raises on a response.
+
+    The final answer stands behind the last `####` or in the last `\boxed{}`, and behind any thought; one that is denied,
+    hedged or retracted is none. Numbers and expressions compare by value, collections element by element.
+
+    >>> cases = [("#### $1,234.50 a day", "1234.5"), (r"so $x = \boxed{5}$.", "5"), (r"\boxed{(x+1)^2}", "x^2+2x+1"),
+    ...          ("#### 5 or 6", "5"), ("It is 5.", "5"), ("<think>#### 5", "5"), (r"\boxed{(2,1)}", "(1,2)")]
+    >>> [verify_math(*case) for case in cases]
+    [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    _, final = final_math(after_thought(response))  # "" where there is none
+    return float(equal_math(final, answer))
+
+
+def verify_qa(response: str, answer: str, choices: Sequence[str] | None = None) -> float:
+    r"""1.0 if the response's last statement names the reference letter and no other, or the text of its choice.
+
+    >>> right = ["#### b", "B) Paris", r"\boxed{\text{(B)}}", "The answer is B.", "A? No. **B**", "#### Paris"]
+    >>> [verify_qa(response, "B", ("Rome", "Paris")) for response in right]
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    >>> wrong = ["#### A or B", "#### none", "The answer is a dog", "The answer is not A", "I think so", "A, B"]
+    >>> sum(verify_qa(response, "A") + verify_qa(response, "I") for response in wrong)
+    0.0
+    """
+    _, _, letter = final_choice(after_thought(response), choices or ())  # None where there is none
+    return float(letter == answer.strip("() .").upper())
+
+
+def extract_code(response: str) -> str:
+    """The program of a response: its last code block that defines something, behind any thought; "" for none."""
+    return find_program(after_thought(response))
+
+
+def verify_code(response: str, tests: Sequence[str], timeout: float = 5.0) -> float:
+    """1.0 if the program in `response` passes the `tests` (statements with asserts) in `timeout` seconds of processor
+    time, else 0.0. What confines it, and what that does not cover: support/sandbox.py and docs/verifiers.md.
+
+    >>> verify_code("def double(x):\\n    return 2 * x", ["assert double(4) == 8"])
+    1.0
+    >>> verify_code("import sys\\nsys.exit(0)", ["assert double(4) == 8"])
+    0.0
+    """
+    return run_programs([extract_code(response)], [tests], timeout)[0]
+
+
+# function(response, answer) -> reward; of qa also the choices, of code the tests instead of the answer.
+# Add your own domain here and to INSTRUCTIONS; its verifier is handed what stands behind a response's thought.
 VERIFIERS: dict[str, Callable[..., float]] = {"math": verify_math, "qa": verify_qa, "code": verify_code}
 
 
@@ -104,12 +152,38 @@ def verify_batch(tasks: Sequence[Task], responses: Sequence[str]) -> list[float]
     for task in tasks:
         if not task.labelled:
             raise ValueError(f"task {task.id} has no label to verify a response with")
-    rewards = [0.0 if task.domain == "code" else float(VERIFIERS[task.domain](response, task.answer))
-               for task, response in zip(tasks, responses, strict=True)]  # fmt: skip
+    rewards = [0.0] * len(tasks)
+    for i, (task, response) in enumerate(zip(tasks, responses, strict=True)):
+        if task.domain != "code":
+            more = (task.choices,) if task.domain == "qa" else ()
+            rewards[i] = float(VERIFIERS[task.domain](after_thought(response), task.answer, *more))
     code = [i for i, task in enumerate(tasks) if task.domain == "code"]
-    for i, reward in zip(code, verify_code_batch([responses[i] for i in code], [tasks[i].tests for i in code])):
+    programs = [with_context(extract_code(responses[i]), tasks[i].question, tasks[i].tests) for i in code]
+    for i, reward in zip(code, run_programs(programs, [tasks[i].tests for i in code])):
         rewards[i] = reward
     return rewards
+
+
+def split_response(response: str, domain: str, choices: Sequence[str] | None = None) -> tuple[str, str]:
+    """(thinking, answer): what stands before the final answer's marker, and the final answer ("" where there is none).
+
+    >>> split_response("6 * 7 is 42.\\n#### 42", "math")
+    ('6 * 7 is 42.\\n', '42')
+    """
+    text = after_thought(response)
+    if not text:
+        return response, ""
+    if domain == "math":
+        start, answer = final_math(text)
+    elif domain == "qa":
+        start, answer, _ = final_choice(text, choices or ())
+    elif domain == "code":
+        answer = find_program(text)
+        start = text.find("```") if "```" in text else 0 if answer else len(text)
+    else:
+        before, marker, answer = text.rpartition("####")
+        start, answer = (len(before), answer.strip()) if marker else (len(text), "")
+    return response[: len(response) - len(text) + start], answer
 
 
 def answer_key(task: Task, response: str) -> str | None:
@@ -119,7 +193,15 @@ def answer_key(task: Task, response: str) -> str | None:
     >>> answer_key(task, "#### 42") == answer_key(task, "#### 42.0 apples"), answer_key(task, "42?")
     (True, None)
     """
-    return code_key(response) if task.domain == "code" else text_key(response, task.domain)
+    text = after_thought(response)
+    if task.domain == "math":
+        return math_key(final_math(text)[1])
+    if task.domain == "qa":
+        return final_choice(text, task.choices or ())[2]
+    if task.domain == "code":
+        return code_key(find_program(text))
+    answer = split_response(text, task.domain)[1] or text  # a verifier of your own may read all of it
+    return " ".join(answer.casefold().split()) or None
 
 
 # ------------------------------------------------------------------------------------------ loading
@@ -216,8 +298,8 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
     with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen only where it takes long
         while chunk := list(itertools.islice(fresh, min(32, limit - len(kept)))):
             checked = [task for task in chunk if task.domain == "code" and task.answer and task.tests]
-            passed = verify_code_batch([task.answer for task in checked], [task.tests for task in checked])
-            failed = {task.id for task, reward in zip(checked, passed, strict=True) if not reward}
+            passed = verify_batch(checked, [task.answer for task in checked])
+            failed = {task.id for task, reward in zip(checked, passed) if not reward}
             dropped["reference fails its tests"] += len(failed)
             kept += [name_functions(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))

@@ -1,25 +1,56 @@
-"""The math and multiple-choice verifiers: where a final answer stands, and when two answers are the same.
+r"""Grading final answers: where one stands in a response, and whether two are the same. Standard library only.
 
-Read it when you want to know what earns a reward; the method needs only `verify_math`, `verify_qa`, `split_response` and
-`text_key`, at the end. Nothing of a response is ever evaluated by Python: an answer is rewritten, cut into tokens of a
-fixed list, put into Python's notation and parsed, and its syntax tree is walked by `_value`, which knows arithmetic only.
+    text = after_thought(response)        what stands behind a <think> ... </think>
+    start, answer = final_math(text)      behind the last #### or in the last \boxed{}; "" where there is none
+    equal_math(answer, "1/2")             by value: 0.5, \frac12, 50% and x = 1/2 are equal
+    start, text, letter = final_choice(text, choices)
+
+Nothing of a response is ever evaluated by Python: an answer is rewritten, cut into tokens of a fixed list, put into
+Python's notation and parsed, and its syntax tree is walked by `_value`, which knows arithmetic only.
 """
 
 import ast
 import cmath
+import itertools
 import math
 import operator
 import re
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-
-from support.sandbox import extract_code
+from typing import NamedTuple
 
 LONGEST_ANSWER = 300  # characters; a longer final answer is refused, which bounds the work on it
 SEARCHED = 20_000  # characters at the end of a response among which the final answer must stand
 UNREADABLE = (ValueError, ArithmeticError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError)
+
+
+# ---- thoughts ----
+
+OPENED = r"<(?:seed:)?think(?:ing)?>|\[THINK\]"
+CLOSED = re.compile(r"</(?:seed:)?think(?:ing)?>|\[/THINK\]", re.I)
+
+
+def after_thought(response: str) -> str:
+    r"""What stands behind the last `</think>`: all of a response that never thinks, nothing of a half-finished thought.
+
+    >>> after_thought("<think>2?</think>\n#### 4"), after_thought("#### 4"), after_thought("<think>it is #### 4")
+    ('\n#### 4', '#### 4', '')
+    """
+    visible = response[max((mark.end() for mark in CLOSED.finditer(response)), default=0):]
+    return "" if re.search(OPENED, visible, re.I) else visible
+
+
+def opened_thought(prompt: str) -> str:
+    r"""The end of a prompt that has just opened a thought, to be put before its responses: they start inside of it.
+
+    >>> opened_thought("<|assistant|>\n<think>\n"), opened_thought("<think>\n\n</think>\n\n")
+    ('<think>\n', '')
+    """
+    found = re.search(rf"(?:{OPENED})\s*\Z", prompt, re.I)
+    return found[0] if found else ""
 
 
 # ---- where the final answer stands ----
@@ -27,7 +58,11 @@ UNREADABLE = (ValueError, ArithmeticError, TypeError, KeyError, SyntaxError, Rec
 REFUSED = re.compile(r"(?:\b(?:not?|never|or|n?either)|n['’]t|\\neq?|[≠~≈]|\\approx|(?<=[\s$=(])-)[$*(\s]*\Z", re.I)
 RETRACTED = re.compile(r"\A[^\w?]*(?:\?|(?:text\W+)?(?:or\b|(?:is|was)"
                        r"(?:(?:n['’]t| not)(?: the| right| correct)| wrong| incorrect| false)\b))"
-                       r"|\A\s*\n\s*[-+$\\]*[0-9]|\b(?:wait|actually|oops|correction)\b", re.I)
+                       r"|\A\s*\n\s*[-+$\\]*[0-9]|\boops\b|\bscratch that\b|\bmy (?:mistake|bad)\b"
+                       r"|(?:\A|[.!?,;:(\n—–-])[\s*_]*(?:wait|actually|correction)\s*(?:[.,:!?…—–-]|\Z|\n)"
+                       r"|\b(?:wait|actually|correction)[\s*_]+(?:(?:no|not|it|it['’]s|that|that['’]s|this)\b"
+                       r"|(?:let me|I|the|so|my)\b[^.\n]{0,40}\b(?:is|was|be|made|check|answer|mistake|wrong)\b"
+                       r"|[$\\(*-]*[0-9]|\(?\*{0,2}(?-i:[A-J])\b(?!['’/]))", re.I)
 BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|\bor\b|\band\b|\\text\{\s*(?:or|and)\s*\})[\s$]*(?:and|or)?[\s$]*")
 
 
@@ -46,7 +81,7 @@ def last_boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def _final_math(response: str) -> tuple[int, str]:
+def final_math(response: str) -> tuple[int, str]:
     """(where the last marker starts, the final answer's text: "" where there is none, or it is denied or hedged)."""
     hashes = response.rfind("####", max(len(response) - SEARCHED, 0))
     offset = hashes + 4 if hashes >= 0 else max(len(response) - SEARCHED, 0)
@@ -72,7 +107,10 @@ UNICODE = str.maketrans({
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ",
     "€": "$", "£": "$", "¥": "$", "₹": "$", "¢": "$", "⟨": "(", "⟩": ")"})
 ARGUMENT = r"\s*(?:\{([^{}]*)\}|([0-9a-zA-Z]|\\pi))"
+ORDINAL = r"\s*\^\s*\{?\s*(?:\\[a-z]+\s*\{)?\s*(?:st|nd|rd|th)\s*\}{0,2}"
 REWRITES = [(re.compile(pattern), new) for pattern, new in (  # once, in this order
+    (r",\\!\s*(?=[0-9]{3}(?![0-9]))", ","), (r"(?<=[0-9])" + ORDINAL, " th"),
+    (r"\\\\\s*\[\s*-?[0-9.]+\s*[a-z]{2}\s*\]", r"\\\\"),  # \\[4pt]
     (r"<<[^<>]*>>|<\|[^<>]*\|>|</?[a-z]+>|`", " "),          # calculator notes, special tokens, code marks
     (r"(?<![\w)])(\*\*|__)(.+?)\1(?![\w(])", r"\2"),         # **bold**
     (r"^[\s*_'\"]*(?:[-=]>|→)?|[\s*_'\".,;:]+$|\\!|(?<=\S)\s*(?:≈|\\approx).*", ""),
@@ -84,22 +122,27 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in (  # once, in this or
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?|\\(?:displaystyle|limits)", ""),
     (r"\\\{|\\lbrace", "⟦"), (r"\\\}|\\rbrace", "⟧"), (r"(?<!\\)\\[()\[\],;: ]|\\q?quad|(?<=[\w}])~", " "),
     (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|\bdegrees?\b)(?:\s*(?:[CF]\b|\\text\{\s*[CF]\s*\}))?", "° "),
+    (r"\\operatorname\*?\s*\{([A-Za-z]+)\}(?=\s*(?:[({\\|0-9]|[a-z]\b))", r"\\\1 "),  # a function, not a unit
+    (r"\\(?:text|mathrm)\s*\{\s*([A-Za-z]{2,})\s*\}(?=\s*\()", r"\\\1 "),
+    (r"(?<![\w}\]^\\])\{([^{},]+(?:,[^{},]+)+)\}", r"⟦\1⟧"),  # {1, 2}
     (r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname)\s*\{([^{}]*)\}",  # words, not products
      lambda m: " " + re.sub(r"[A-Za-z]{2,}|[a-df-hj-z]", r'"\g<0>"', m[1]) + " "),
     (r"([0-9]*)\.([0-9]*)\\overline\s*\{?([0-9]+)\}?",
      lambda m: f"({m[1] or 0}.{m[2] or 0}+{m[3]}/{'9' * len(m[3])}{'0' * len(m[2])})"),
     (r"\\(?:mathbf|mathbb|mathcal|mathit|boldsymbol|vec|overrightarrow|overline)(?![A-Za-z])", ""),
-    (r"\\begin\{[pbB]?(?:matrix|array)\}(?:\{[clr|]*\})?", r"\\matrix "),
-    (r"(?:\\\\\s*)?\\end\{[a-zA-Z]*\}", r"\\end "),
+    (r"\\begin\{vmatrix\}", r"\\vmatrix "), (r"\\begin\{[pbB]?(?:small)?(?:matrix|array)\}(?:\{[clr|]*\})?", r"\\matrix "),
+    (r"(?:\\\\\s*)?\\end\{[a-zA-Z]*\}", r"\\end "), (r"\|\s*\\matrix ([^|]*\\end )\s*\|", r"\\vmatrix \1"),
+    (r"\\det\s*\(?\s*\\matrix ([^|()]*\\end )\s*\)?", r"\\vmatrix \1"),
     (r"(?<![\w.,(\[{⟦])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,)\]⟧])", lambda m: m[0].replace(",", "")),        # 1,234
     (r"(?<![\w.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/])", lambda m: m[0].replace(" ", "")),                 # 1 234
     (r"(?<![\w.^])([0-9]+)(?: and|-)? ([0-9]+)/([0-9]+)", r"(\1+\2/\3)"),                                # 2 1/2
     (r"(?<![\w.^])([0-9]+)\s*(\\frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9]))", r"(\1+\2)"),
     (r"(?<=[0-9])\s*[xX]\s*(?=[0-9])", "*"), (r"(?i)\b(?:negative|minus)\s+(?=[0-9])", "-"),
     (r"(?i)\b(?:over|under|up to)\s+(?=[$0-9])", "about "), (r"(?i)(?<=[0-9])\s+squared\b(?!\s+[a-z])", "^2"),
+    (r"(?i)(?<=[0-9])\s+cubed\b(?!\s+[a-z])", "^3"),
     (r"(?i)(?<=[0-9])\s+(hundred|thousand|million|billion)\b",
      lambda m: "*1" + "0" * {"h": 2, "t": 3, "m": 6, "b": 9}[m[1][0].lower()]))]
-CALLED = r"\\(?:(?:arc)?(?:sin|cos|tan)|sec|csc|cot|ln|log|exp)"
+CALLED = r"\\(?:(?:arc)?(?:sin|cos|tan)|(?:ar)?(?:sin|cos|tan)h|sec|csc|cot|ln|log|exp)"
 MACROS = [(re.compile(pattern), new) for pattern, new in (  # until nothing changes: innermost braces first
     (r"\\frac" + ARGUMENT * 2, r"((\1\2)/(\3\4))"), (r"\\d?binom" + ARGUMENT * 2, r" \\binom(\1\2,\3\4)"),
     (r"\\sqrt\s*\[([^\[\]]*)\]" + ARGUMENT, r" \\sqrt(\2\3,\1)"), (r"\\sqrt\s*([0-9.]+)", r" \\sqrt(\1)"),
@@ -114,9 +157,9 @@ TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:
                    r'|[A-Za-z]_(?:[0-9]+|[a-zA-Z])|[A-Za-z]+|[<>]=|\S', re.S)
 ALIASES = {r"\leq": r"\le", "<=": r"\le", r"\geq": r"\ge", ">=": r"\ge", r"\lt": "<", r"\gt": ">", r"\cdot": "*",
            r"\times": "*", r"\ast": "*", r"\div": "/", r"\langle": "(", r"\rangle": ")", r"\varnothing": r"\emptyset",
-           "⟦": "{", "⟧": "}", "{": "(", "}": ")"}
+           r"\backslash": r"\setminus", "⟦": "{", "⟧": "}", "{": "(", "}": ")"}
 SHORT_WORDS = set("cm mm km kg mg ml sq ft in lb lbs oz hr hrs mph min sec pm am th st nd rd "
-                  "is of to at by on so an no it he we be if my or us rs".split())
+                  "is of to at by on so an no it he we be if my or us rs as".split())
 
 
 def _is_word(token: str, before: str, after: str) -> bool:
@@ -147,10 +190,10 @@ def _tokens(text: str) -> list[str]:
             tokens.append('"' + token.strip('"').lower())
         elif not (token.isascii() and token.isalpha()):
             tokens.append(ALIASES.get(token, token))
-        elif token in FUNCTIONS or token == "pi":
+        elif token == "pi" or token in FUNCTIONS and (token not in ("min", "max") or text[match.end():][:1] == "("):
             tokens.append("\\" + token)
         elif _is_word(token, text[max(match.start() - 2, 0): match.start()], text[match.end(): match.end() + 3]):
-            tokens.append('"' + token.lower())
+            tokens.append(("\\" if text[match.end(): match.end() + 1] == "(" else '"') + token.lower())  # a function?
         else:
             tokens += token
     return re.sub(r'("\S+) \^ (?:[23]|\( [23] \))(?= |$)', r"\1", " ".join(tokens)).split()  # square units
@@ -162,6 +205,27 @@ def _small(value) -> int:
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 200:
         raise ValueError("expected a small whole number")
     return int(value)
+
+
+def _whole(value) -> int:
+    if not isinstance(value, Fraction) or value.denominator != 1:
+        raise ValueError("expected a whole number")
+    return int(value)
+
+
+def _greatest(*numbers):
+    if not all(isinstance(number, (Fraction, float)) for number in numbers):
+        raise ValueError("expected real numbers")
+    return max(numbers)
+
+
+def _determinant(rows):
+    if not 1 <= len(rows) <= 5 or {len(row) for row in rows} != {len(rows)}:
+        raise ValueError("expected a small square matrix")
+    if len(rows) == 1:
+        return rows[0][0]
+    minors = ([row[:i] + row[i + 1:] for row in rows[1:]] for i in range(len(rows)))
+    return sum((-1) ** i * rows[0][i] * _determinant(minor) for i, minor in enumerate(minors))
 
 
 def _power(base, exponent):
@@ -181,11 +245,18 @@ FUNCTIONS = {
     "arctan": cmath.atan, "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z),
     "cot": lambda z: 1 / cmath.tan(z), "ln": cmath.log, "log": cmath.log10, "exp": cmath.exp, "abs": abs,
     "sqrt": _root, "factorial": lambda n: Fraction(math.factorial(_small(n))),
-    "binom": lambda n, k: Fraction(math.comb(_small(n), _small(k))), "matrix": lambda *rows: ("matrix", *rows)}
+    "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh, "arsinh": cmath.asinh, "arcosh": cmath.acosh,
+    "artanh": cmath.atanh, "gcd": lambda *numbers: Fraction(math.gcd(*map(_whole, numbers))),
+    "lcm": lambda *numbers: Fraction(math.lcm(*map(_whole, numbers))), "max": _greatest,
+    "min": lambda *numbers: -_greatest(*(-number for number in numbers)),
+    "binom": lambda n, k: Fraction(math.comb(_small(n), _small(k))), "matrix": lambda *rows: ("matrix", *rows),
+    "vmatrix": lambda *rows: _determinant([row[1:] if isinstance(row, tuple) else (row,) for row in rows])}
+POINTS = 11  # at two all variables are positive, at one negative, which tells |x| from x; and at each of the others
+SIGNS = list(itertools.combinations(range(8), 4))  # half of the variables is: sqrt(x^2 y) is not x sqrt(y)
 CONSTANTS = {"v_pi": math.pi, "v_infty": math.inf, "v_e": math.e, "v_i": 1j}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: _power}
-PYTHON = {"^": "**", "°": "", r"\matrix": "matrix((", "&": ",", "\\\\": "),(", r"\end": "))",
+PYTHON = {"^": "**", "°": "", r"\matrix": "matrix((", r"\vmatrix": "vmatrix((", "&": ",", "\\\\": "),(", r"\end": "))",
           **{mark: mark for mark in "+-*/(),[]{}"}}
 
 
@@ -214,34 +285,61 @@ def _number(digits: str):
     return Fraction(digits) if len(digits.partition(".")[2]) < 12 else float(digits)  # a printed float is rounded
 
 
-def _value(node: ast.AST, point: int):
+class _NotReal(ValueError):
+    """A square root or logarithm of a negative number, where real numbers are meant."""
+
+
+def _value(node: ast.AST, point: int, real: bool = False):
     """The value of a syntax tree: a Fraction while it is exact, else float or complex; collections as tagged tuples.
 
-    Variables take pseudo-random values that differ at every point: expressions that agree at three are equal.
+    Variables take pseudo-random values that differ at every point: expressions that agree at all of them are equal.
     """
+    value = _evaluate(node, point, real)
+    if not real or not isinstance(value, complex):
+        return value
+    if abs(value.imag) > 1e-12 * abs(value):
+        raise _NotReal(f"{value} is not real")
+    return value.real
+
+
+def _evaluate(node: ast.AST, point: int, real: bool):
     match node:
         case ast.Constant():
             return _number(node.value)
         case ast.Name():
-            size = 0.5 + zlib.crc32(f"{node.id} {point}".encode()) / 2 ** 31
-            return CONSTANTS.get(node.id, -size if point == 2 else size)  # one negative point tells |x| from x
+            code = zlib.crc32(f"{node.id} {point}".encode())
+            size = 0.5 + code / 2 ** 31
+            negative = point == 2 or point - 3 in SIGNS[sum(node.id.encode()) % len(SIGNS)]
+            return CONSTANTS.get(node.id, -size if negative else size)
         case ast.UnaryOp():
-            return -_value(node.operand, point) if isinstance(node.op, ast.USub) else _value(node.operand, point)
+            value = _value(node.operand, point, real)
+            return -value if isinstance(node.op, ast.USub) else value
         case ast.BinOp():
-            return OPERATORS[type(node.op)](_value(node.left, point), _value(node.right, point))
+            return OPERATORS[type(node.op)](_value(node.left, point, real), _value(node.right, point, real))
         case ast.Call():
-            return FUNCTIONS[node.func.id](*(_value(argument, point) for argument in node.args))
+            return FUNCTIONS[node.func.id](*(_value(argument, point, real) for argument in node.args))
         case ast.List(elts=[single]):
-            return _value(single, point)
+            return _value(single, point, real)
         case ast.Tuple() | ast.List() | ast.Set():
-            return type(node).__name__, *(_value(element, point) for element in node.elts)
+            return type(node).__name__, *(_value(element, point, real) for element in node.elts)
     raise ValueError(f"cannot evaluate {node}")
 
 
-def _values(tokens: list[str]) -> list:
+def _values(tokens: list[str], real: bool = False) -> list:
+    """Values at all points. real: without `i`, None where an expression in variables has no real value."""
     tree = ast.parse(_source(tokens), mode="eval").body
-    symbolic = any(isinstance(n, ast.Name) and n.id[:2] == "v_" and n.id not in CONSTANTS for n in ast.walk(tree))
-    return [_value(tree, point) for point in range(3 if symbolic else 1)]
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id[:2] == "v_"}
+    if names <= CONSTANTS.keys():
+        return [_value(tree, 0)]
+    values = []
+    for point in range(POINTS if real and "v_i" not in names else 0):
+        try:
+            values.append(_value(tree, point, real=True))
+        except _NotReal:
+            values.append(None)
+    if values and None not in values[:2]:  # at the first two, all variables are positive
+        return values
+    return [_value(tree, point) for point in range(3)]
 
 
 def _real(x: float, size: float) -> str:
@@ -272,6 +370,14 @@ def _set(items: list[str]) -> str:
 
 VAGUE = set("""not no none could might twice double than least most maybe perhaps probably possibly about around
     approximately roughly nearly almost between either neither half halves quarter third guess except wrong unsure""".split())
+FUNCTION_WORDS = set("""square cube root reciprocal inverse opposite negative negation factorial log logarithm sine cosine
+    tangent multiple fraction percentage power complement conjugate""".split())
+CURVE = {"x", "y", "z", "t", "r", r"\theta"}  # variables of equations that are answers themselves
+CLOSING = set("""done as required requested desired needed wanted asked expected above shown total in all altogether
+    the final answer result exactly only overall finished thanks thank you qed indeed for""".split())
+SENTENCE = set("that that's this which as so it it's the i i'm we he she they these there hence thus".split())
+SENTENCE_VAGUE = set("""infinity undefined unknown every any real imaginary but if unless other another also plus
+    wait actually oops mistake incorrect cannot can't isn't instead rather should""".split())
 FLIPPED = {">": "<", r"\ge": r"\le"}
 
 
@@ -279,7 +385,7 @@ def _split(tokens: list[str], marks: set[str]) -> tuple[list[list[str]], list[st
     """Tokens cut at those marks that stand outside all brackets, and the marks."""
     parts, found, depth = [[]], [], 0
     for token in tokens:
-        depth += (token in ("(", "[", "{", r"\matrix")) - (token in (")", "]", "}", r"\end"))
+        depth += (token in ("(", "[", "{", r"\matrix", r"\vmatrix")) - (token in (")", "]", "}", r"\end"))
         if token in marks and not depth:
             parts.append([])
             found.append(token)
@@ -296,6 +402,12 @@ def _quantity(tokens: list[str]) -> list[str]:
     hard = [i for i, token in enumerate(tokens) if re.match(r"\.?[0-9]|\\", token)]
     if not hard or VAGUE & {tokens[i][1:] for i in words}:
         raise ValueError("words that are not a unit")
+    before = [tokens[i][1:] for i in words if i < hard[0]]
+    after = [tokens[i][1:] for i in words if i > hard[-1]]
+    if FUNCTION_WORDS & set(before[-1:] or ()) or before[-1:] == ["of"] and FUNCTION_WORDS & set(before[-3:-1]):
+        raise ValueError("a function in words")
+    if after[:1] == ["factorial"]:
+        raise ValueError("a function in words")
     first = max((i + 1 for i in words if i < hard[0]), default=0)
     last = min((i for i in words if i > hard[-1]), default=len(tokens))
     around = [token for token in tokens[:first] + tokens[last:] if token[0] != '"' and not token.isalpha()]
@@ -306,30 +418,81 @@ def _quantity(tokens: list[str]) -> list[str]:
     return tokens[first:last]
 
 
+def _bracketed(tokens: list[str], brackets: str) -> list[list[str]] | None:
+    """What the commas inside part, where one pair of brackets holds all of the tokens; else None."""
+    if len(tokens) < 3 or tokens[0] not in brackets or tokens[-1] not in ")]}":
+        return None
+    depths = itertools.accumulate((token in ("(", "[", "{")) - (token in (")", "]", "}")) for token in tokens)
+    return _split(tokens[1:-1], {","})[0] if 0 not in list(depths)[:-1] else None
+
+
+def _without(tokens: list[str], holes: list[list[str]]) -> list[list[str]]:
+    """The intervals that are left of an interval, or of a union of such, without some points."""
+    intervals = _split(["(", "-", r"\infty", ",", r"\infty", ")"] if tokens in (["R"], ["(", "R", ")"]) else tokens, {r"\cup"})[0]
+    for hole in sorted(holes, key=lambda hole: float(_values(hole)[0])):
+        point = float(_values(hole)[0])
+        for i, interval in enumerate(intervals):
+            low, high = _bracketed(interval, "([")
+            if float(_values(low)[0]) < point < float(_values(high)[0]):
+                intervals[i: i + 1] = [interval[:1] + low + [",", *hole, ")"], ["(", *hole, ",", *high] + interval[-1:]]
+                break
+    return intervals
+
+
 def _key(tokens: list[str]) -> str:
     """The canonical form of one expression, interval, tuple, set or matrix, or of a union of such."""
-    parts = _split(tokens, {r"\cup"})[0]
+    parts = _split(tokens, {r"\setminus"})[0]
+    if len(parts) == 2:
+        parts = _without(parts[0], _bracketed(parts[1], "{"))
+    else:
+        parts = _split(tokens, {r"\cup"})[0]
     if len(parts) > 1:
         return "union " + _set([_key(part) for part in parts])
+    tokens = parts[0]
     if tokens and tokens[0] + tokens[-1] in ("[)", "(]") and len(_split(tokens[1:-1], {","})[0]) == 2:
         return tokens[0] + tokens[-1] + _key(["(", *tokens[1:-1], ")"])
-    keys = [_canonical(value) for value in _values(tokens)]
-    return keys[0] if len(set(keys)) == 1 else "~".join(keys)
+    keys = ["*" if value is None else _canonical(value) for value in _values(tokens, real=True)]
+    return keys[0] if len({*keys} - {"*"}) == 1 else "~".join(keys)
 
 
 def _side(tokens: list[str]) -> list[str]:
-    """The keys of one side of a relation: two where it has a plus-minus."""
+    """The keys of one side of a relation: two where it has a plus-minus, which a set takes in."""
     tokens = _quantity(tokens)
+    if elements := _bracketed(tokens, "{"):
+        return [_set([key for element in elements for key in _side(element)])]
     signs = ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"}) if {r"\pm", r"\mp"} & set(tokens) else ({},)
     return [_key([sign.get(token, token) for token in tokens]) for sign in signs]
 
 
 def _is_name(tokens: list[str]) -> bool:
+    """Whether tokens name what they equal: x, f(x), g(3), the total."""
+    if tokens[1:2] == ["("] and tokens[-1] == ")" and re.fullmatch(r"[A-Za-z](_\w+)?", tokens[0]):
+        tokens = tokens[:1] + [token for token in tokens[1:] if not re.fullmatch(r"[0-9.]+|[-/]", token)]
     return all(re.fullmatch(r"\"\S+|[^\W\d](_\w+)?|\\[a-zA-Z]+|[(),']", token)
                and token not in CONSTANTS and "v_" + token.strip("\\") not in CONSTANTS for token in tokens)
 
 
-def _equation(parts: list[list[str]]) -> tuple[list[str], str | None]:
+def _variables(tokens: list[str]) -> set[str]:
+    return {token for token in tokens if re.fullmatch(r"[A-Za-z](_\w+)?|\\[A-Za-z]+", token) and token not in (r"\pm", r"\mp")
+            and token.strip("\\") not in FUNCTIONS and "v_" + token.strip("\\") not in CONSTANTS}
+
+
+def _restated(parts: list[list[str]]) -> tuple[str | None, bool]:
+    """(the value of p + q = 17 + 24 = 41, an answer that repeats what was asked for; whether it is not an equation).
+
+    An equation in x, y, z may be one that was asked for; one whose value is 0 then is no restatement at all.
+    """
+    parts = [_quantity(part) for part in parts]
+    first = next((i for i, part in enumerate(parts) if not _variables(part)), len(parts))
+    names = set().union(*map(_variables, parts[:first]))
+    sides = [_side(part) for part in parts[first:]]
+    if not first or not sides or len(names) < 2 and parts[0][:1] != [r"\abs"] or any(len(side) > 1 or side != sides[0] for side in sides):
+        return None, False
+    curve = bool(names & CURVE)
+    return (None, False) if curve and sides[0] == ["0"] else (sides[0][0], not curve)
+
+
+def _equation(parts: list[list[str]]) -> "Keys":
     """x = 5 and 3 + 2 = 5 have the value of their last side; an equation in variables also has a key, up to scale."""
     relation = None
     try:
@@ -341,22 +504,35 @@ def _equation(parts: list[list[str]]) -> tuple[list[str], str | None]:
     if _is_name(parts[-1]) and not _is_name(parts[0]):
         parts = parts[::-1]
     named = next((i for i, part in enumerate(parts[:-1]) if not _is_name(part)), len(parts) - 1)
-    sides = [_side(part) for part in parts[named:]]
-    if all(side == sides[0] for side in sides):
-        return sides[0], relation
-    if not relation:
+    try:
+        sides = [_side(part) for part in parts[named:]]
+    except UNREADABLE:
+        sides = []
+    if sides and all(side == sides[0] for side in sides):
+        return Keys(sides[0], relation)
+    restated, plain = _restated(parts)
+    if not relation and not restated:
         raise ValueError("the sides of the equation differ")
-    return [relation], relation
+    return Keys([relation or restated], relation, restated, plain)
 
 
-def _element(tokens: list[str]) -> tuple[list[str], str | None]:
-    """(keys of the values, key of the relation) of one answer: x > 3 has the value (3, oo)."""
+class Keys(NamedTuple):
+    """What an answer is compared by. A list of answers has several values."""
+
+    values: list[str]
+    relation: str | None = None  # of an equation or inequality
+    restated: str | None = None  # the value of an expression that the answer repeats
+    plain: bool = False  # whether what is repeated is surely not an equation that was asked for
+
+
+def _element(tokens: list[str]) -> Keys:
+    """The keys of one answer: x > 3 has the value (3, oo)."""
     parts, marks = _split(tokens, {"=", ":", r"\in", "<", ">", r"\le", r"\ge"})
     try:
         if not marks:
-            return _side(tokens), None
+            return Keys(_side(tokens))
         if set(marks) == {":"} and not _is_name(parts[0]):
-            return [":".join(map(_key, parts))], None
+            return Keys([":".join(map(_key, parts))])
         if set(marks) <= {"=", ":", r"\in"}:
             return _equation(parts)
         if marks[0] in FLIPPED:
@@ -368,9 +544,9 @@ def _element(tokens: list[str]) -> tuple[list[str], str | None]:
         if not _is_name(name) or not set(marks) <= {"<", r"\le"}:
             raise ValueError("not an interval")
         key = _key(["(" if marks[0] == "<" else "[", *low, ",", *high, ")" if marks[1] == "<" else "]"])
-        return [key], f"{' '.join(name)} in {key}"
+        return Keys([key], f"{' '.join(name)} in {key}")
     except UNREADABLE:
-        return [_text(tokens)], None
+        return Keys([_text(tokens)])
 
 
 def _text(tokens: list[str]) -> str:
@@ -382,45 +558,64 @@ def _text(tokens: list[str]) -> str:
     return "text " + words
 
 
+NOTHING = Keys([])
+
+
 @lru_cache(maxsize=8192)
-def _math_keys(text: str) -> tuple[str | None, str | None]:
-    """(key of the value, key of the relation) of a final answer; a list of answers has the key of their set."""
+def _keys(text: str) -> Keys:
+    """The keys of a final answer; a list of answers has the key of their set."""
     if len(text) > LONGEST_ANSWER:
-        return None, None
+        return NOTHING
     try:
         elements = [_element(part) for part in _split(_tokens(text), {",", ";", '"and', '"or'})[0] if part]
     except UNREADABLE:
-        return None, None
-    values, relations = [value for keys, _ in elements for value in keys], [relation for _, relation in elements]
+        return NOTHING
+    values, relations = [value for keys in elements for value in keys.values], [keys.relation for keys in elements]
     if len(values) == 1:
-        return values[0], relations[0]
-    return (_set(values), _set(relations) if all(relations) else None) if values else (None, None)
+        return elements[0]
+    return Keys([_set(values)], _set(relations) if all(relations) else None) if values else NOTHING
 
 
-def verify_math(response: str, answer: str) -> float:
-    r"""1.0 if the response's final answer equals the reference, else 0.0; never raises on a response.
+def _without_closing(text: str) -> str:
+    """An answer without the words that round it off: 42; done -> 42, 42, as required -> 42."""
+    found = re.fullmatch(r"(.*[0-9)}\]].*?)\s*[;,]\s*([A-Za-z'’ ]+?)[\s.!]*", text)
+    words = found[2].lower().replace("’", "'").split() if found else ()
+    sentence = len(words) > 2 and words[0] in SENTENCE and not set(words) & (VAGUE | SENTENCE_VAGUE)
+    return found[1] if words and (sentence or set(words) <= CLOSING) else text
 
-    The final answer stands after the last `####` or in the last `\boxed{}`; one that is denied, hedged or retracted is
-    none. Numbers and expressions compare by value (exactly where both are exact), collections element by element.
 
-    >>> cases = [("#### $1,234.50 a day", "1234.5"), (r"\boxed{\frac{\sqrt2}{2}}", r"\frac{1}{\sqrt{2}}"),
-    ...          ("#### 48 + 24 = 72 clips", "72"), (r"so $x = \boxed{5}$.", "5"), ("#### 50%", "0.5"),
-    ...          (r"\boxed{[1, 2)}", r"1 \le x < 2"), (r"\boxed{(x+1)^2}", "x^2+2x+1"), (r"\boxed{3, 1}", "1, 3")]
-    >>> [verify_math(*case) for case in cases]
-    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    >>> wrong = [("#### 5 or 6", "5"), ("#### 5, 6", "5"), ("It is 5.", "5"), ("#### 0.333", "1/3"), ("####", "5"),
-    ...          (r"\boxed{(2,1)}", "(1,2)"), (r"\boxed{10^{10^{10}}}", "10"), ("#### 5 #### 6", "5"), ("#### -5", "5")]
-    >>> sum(verify_math(*case) for case in wrong)
-    0.0
+def math_key(text: str) -> str | None:
+    r"""The canonical form of a final answer: equal for equal answers, None where it cannot be read.
+
+    >>> [math_key(text) for text in ("$1,000", r"10^3", r"\frac12", "0.5 m", "p + q = 41", "it is hard to say so now")]
+    ['1000', '1000', '1/2', '1/2', '41', None]
     """
-    final = _final_math(response)[1]
-    (value, relation), (true_value, true_relation) = _math_keys(final), _math_keys(answer)
-    if relation and true_relation:  # y = 5 is not x = 5
-        return float(relation == true_relation)
-    if None in (value, true_value) or value == true_value:
-        return float(value is not None and value == true_value)
-    shares = [re.sub(r"\\?%|percent", "/100", text) for text in (final, answer)]  # 50% is 50, or else 0.5
-    return float((shares[0] == final) != (shares[1] == answer) and _math_keys(shares[0])[0] == _math_keys(shares[1])[0])
+    keys = _keys(_without_closing(text))
+    return keys.restated if keys.plain else keys.values[0] if keys.values else None
+
+
+def _same(key: str | None, other: str | None) -> bool:
+    """Whether two keys agree wherever both have a real value: sqrt(1/k) and 1/sqrt(k) have none for k < 0."""
+    if key is None or other is None or key == other:
+        return key is not None and key == other
+    pairs = list(zip(key.split("~"), other.split("~")))
+    flat = not re.search(r"[{(\[]", key + other) and key.count("~") == other.count("~") > 0
+    return flat and all(a == b or "*" in (a, b) for a, b in pairs)
+
+
+def equal_math(given: str, answer: str) -> bool:
+    """Whether a given final answer equals the reference, by value; the reference may be an equation or a percentage."""
+    given = _without_closing(given)
+    keys, truth = _keys(given), _keys(answer)
+    if not keys.values or not truth.values:
+        return False
+    if keys.relation and truth.relation:  # y = 5 is not x = 5
+        return keys.relation == truth.relation
+    if _same(keys.values[0], truth.values[0]) or truth.relation is None and _same(keys.restated, truth.values[0]):
+        return True
+    shares = [re.sub(r"\\?%|percent", "/100", text) for text in (given, answer)]  # 50% is 50, or else 0.5
+    changed = [share != text for share, text in zip(shares, (given, answer))]
+    return sum(changed) == 1 and _keys(shares[0]).values == _keys(shares[1]).values != []
 
 
 # ---- QA ----
@@ -440,45 +635,90 @@ CHOICE_LINE = re.compile(
     r"|^(?![^\n]*(?:\bnot|n['’]t)\b)[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
 
 
-def _letter(text: str) -> str | None:
-    """The one letter that text states (B, (b), B) Paris); None for an article, a pronoun, a hedge or nothing."""
+LABEL = re.compile(r"[*)\]]*[).:\]][*]*[ \t]+|[*)\]]+[ \t]+|[ \t]+[-–—][ \t]+")  # between a letter and its choice's text
+LIST = re.compile(r"(?:[\W_]*(?:\b(?:or|vs|maybe|perhaps|possibly)\b[\W_]*)?\b[A-J]\b)+[\W_]*\Z")  # of letters alone
+STATED = re.compile(r"\A[\s*_:]*(?:(?:so |thus |the )*(?:final |correct |right |best )*(?:answer|choice|option)"
+                    r"(?: is)?\b[\s*_:]*)?", re.I)
+LETTERS = "ABCDEFGHIJ"
+
+
+def _is_hedged(letter: str, rest: str) -> bool:
+    """Whether other letters follow as answers, too: A or C, A) Oslo B) Rome; not in a choice's text: D. B and C only."""
+    line = rest.partition("\n")[0]
+    outside = re.sub(r"\b\w+\([^()\n]*\)", "", line)  # P(A|C), O(C)
+    others = set(re.findall(r"(?<!not )(?:(?<![|,])\b(?=.\))|\b(?:is |be )|'s )([A-J])\b", outside)) - {letter}
+    others |= set(re.findall(r"\b(?:or|vs\.?) \(?\*{0,2}([A-J])(?=[)*.:]*\Z)", outside)) - {letter}
+    if others or re.match(r"[\s*_\"')}\].,;:]*\|\W*[A-J]\b", rest):
+        return True
+    label = LABEL.match(rest)
+    if label and not re.match(r"\W*(?:or|vs)\b", rest) and not re.match(r"and\W+[A-J]\b", rest[label.end():]):
+        text = line[label.end():]
+        return bool(re.match(r"\(?[A-J]\)", text) or LIST.fullmatch(text) or HEDGE.match(rest)
+                    and not re.match(r"[A-J]\b(?: and [A-J]\b|[./]? ?\w*[a-z]{2}|[/.]\w|, [A-J],? and )", text))
+    return bool(HEDGE.match(rest))
+
+
+def _plain(text: str) -> str:
+    """A text as choices compare: without case, marks and space."""
+    text = re.sub(r"\\(?:text|math)\w*|\\mbox", "", unicodedata.normalize("NFKC", text))
+    return " ".join(re.sub(r"[\"'*_`$\\{}]+|[.,;:!\s]+\Z", "", text).casefold().split())
+
+
+def _choice(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the only choice whose text a line says, alone, or before a reason."""
+    line, _, more = text.strip().partition("\n")
+    plain = list(map(_plain, choices))
+    if RETRACTED.search(text) or {_plain(other) for other in more.splitlines()} & {*plain}:
+        return None
+    line = STATED.sub("", line)
+    said = {_plain(part) for part in (line, re.split(r"[,.;]? (?:because|since|as|for)\b|[.;] |\}", line)[0])}
+    found = [letter for letter, choice in zip(LETTERS, plain) if choice and choice in said]
+    return found[0] if len(found) == 1 and plain.count(plain[LETTERS.index(found[0])]) == 1 else None
+
+
+def _letter(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The one letter that text states (B, (b), B) Paris, or Paris); "" for a hedge, None for what states nothing."""
     text = re.sub(r"\\(?:text|math)\w*|\\mbox", "", unicodedata.normalize("NFKC", text))
     found = LETTER.match(text)
     if not found:
-        named = re.findall(r"\(([A-J])\)", line := text.partition("\n")[0])
-        return named[0] if len(named) == 1 and not NO_LETTER.search(line) else None
+        named = re.findall(r"(?<!\w)\(([A-J])\)", line := text.partition("\n")[0])
+        letter = named[0] if len(named) == 1 and not NO_LETTER.search(line) else "" if named else None
+        return _choice(text, choices) or letter
     letter, rest = found[1].upper(), found[2]
     if (found[1].islower() or letter in "AI") and not ENDS.match(rest):
-        return None
-    others = set(re.findall(r"(?<!not )(?:\b(?=.\))|\b(?:is |be )|'s )([A-J])\b", rest.partition("\n")[0])) - {letter}
-    return None if others or HEDGE.match(rest) or RETRACTED.search(rest) else letter
+        hedged = found[1].isupper() and re.match(r"\s+(?:or|and|vs)\b\W*[A-J]\b", rest)
+        return "" if hedged else _choice(text, choices)
+    label = LABEL.match(rest)
+    known = label and letter in LETTERS[: len(choices)] and _plain(rest[label.end():].partition("\n")[0])
+    if known and known == _plain(choices[LETTERS.index(letter)]):  # B. C, where C is what choice B says
+        rest = "\n" + rest.partition("\n")[2]
+    return "" if _is_hedged(letter, rest) or RETRACTED.search(rest) else letter
 
 
-def _final_qa(response: str) -> tuple[int, str, str | None]:
+def final_choice(response: str, choices: Sequence[str] = ()) -> tuple[int, str, str | None]:
     """(start, text, letter) of the last statement of an answer, or of the only line that is nothing but a choice."""
+    begin = 0
     for mark in reversed(list(STATEMENT.finditer(response, max(len(response) - SEARCHED, 0)))):
         text = response[mark.end(): mark.end() + LONGEST_ANSWER]
-        letter = _letter(text) if not REFUSED.search(response[max(mark.start() - 20, 0): mark.start()]) else None
+        denied = REFUSED.search(response[max(mark.start() - 20, 0): mark.start()])
+        letter = _letter(text, choices) if not denied else None
         if letter or mark[0][:1] in ("#", "\\") or NO_LETTER.match(text):  # others may be no statement at all
-            return mark.start(), text.strip().partition("\n")[0], letter
-    lines = [(m, _letter(response[m.start(m.lastindex): m.end()])) for m in CHOICE_LINE.finditer(response[:SEARCHED])]
+            return mark.start(), text.strip().partition("\n")[0], letter or None
+        if letter == "":  # a hedge: only what stands behind it can still be an answer
+            begin = mark.end() + len(text.partition("\n")[0])
+            break
+    searched = response[: max(begin, 0) + SEARCHED]
+    lines = [(m, _letter(searched[m.start(m.lastindex): m.end()])) for m in CHOICE_LINE.finditer(searched, begin)]
     if len({letter for _, letter in lines}) == 1:
         match, letter = lines[-1]
-        return match.start(match.lastindex), response[match.start(match.lastindex): match.end()], letter
+        return match.start(match.lastindex), response[match.start(match.lastindex): match.end()], letter or None
+    last = response.rstrip().rfind("\n") + 1
+    plain = list(map(_plain, choices))
+    said = [letter for line in response[begin:][-SEARCHED:].splitlines() if _plain(line) in plain
+            and (letter := _choice(line, choices))]
+    if not lines and len(set(said)) == 1 and last >= begin and _choice(response[last:], choices) == said[0]:
+        return last, response[last:].strip(), said[0]
     return len(response), "", None
-
-
-def verify_qa(response: str, answer: str) -> float:
-    r"""1.0 if the last statement of the response names the reference letter (A to J) and no other one, else 0.0.
-
-    >>> right = ["#### b", "B) Paris", r"\boxed{\text{(B)}}", "The answer is B.", "A? No. **B**", "#### B, not A"]
-    >>> [verify_qa(response, "B") for response in right]
-    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    >>> wrong = ["#### A or B", "#### none", "The answer is a dog", "The answer is not A", "I think so", "A, B"]
-    >>> sum(verify_qa(response, "A") + verify_qa(response, "I") for response in wrong)
-    0.0
-    """
-    return float(_final_qa(response)[2] == answer.strip("() .").upper())
 
 
 # ---- all of them ----
@@ -495,34 +735,5 @@ def question_key(question: str, choices: tuple[str, ...] | None = None) -> tuple
     (False, False)
     """
     question, *choices = ("".join(TELLING.findall(unicodedata.normalize("NFKC", text).casefold()))
-                          for text in (question, *(choices or ())))  # fmt: skip
+                          for text in (question, *(choices or ())))
     return question, frozenset(choices)
-
-
-
-def split_response(response: str, domain: str) -> tuple[str, str]:
-    """(thinking, answer): what stands before the final answer's marker, and the final answer ("" where there is none).
-
-    >>> split_response("6 * 7 is 42.\\n#### 42", "math")
-    ('6 * 7 is 42.\\n', '42')
-    """
-    if domain == "code":
-        code = extract_code(response)
-        return response.partition("```")[0] if "```" in response else response.replace(code, ""), code
-    if domain not in ("math", "qa"):
-        thinking, marker, answer = response.rpartition("####")
-        return (thinking, answer.strip()) if marker else (response, "")
-    start, answer = _final_math(response) if domain == "math" else _final_qa(response)[:2]
-    return response[:start], answer
-
-
-def text_key(response: str, domain: str) -> str | None:
-    """The canonical final answer of a response, code apart: equal for equal answers, None where there is none.
-
-    >>> [text_key(r, "math") for r in ("#### $1,000", "#### 1000.00", r"\\boxed{\\frac12}", "#### 0.5", "who knows")]
-    ['1000', '1000', '1/2', '1/2', None]
-    """
-    if domain not in ("math", "qa"):
-        answer = split_response(response, domain)[1] or response  # its verifier may read all of it
-        return " ".join(answer.casefold().split()) or None
-    return _final_qa(response)[2] if domain == "qa" else _math_keys(_final_math(response)[1])[0]

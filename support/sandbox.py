@@ -12,6 +12,7 @@ import ctypes
 import functools
 import gc
 import importlib
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,6 @@ import random
 import re
 import resource
 import select
-import shutil
 import signal
 import socket
 import string
@@ -44,7 +44,9 @@ from operator import attrgetter
 # ---- Code: the program in a response ---------------------------------------------------------------------------------
 
 CODE_LIMIT = 100_000  # characters; a longer program counts as none
-FENCE = re.compile(r"^([ \t]*)```[ \t]*(\w*)[^\n]*\n(.*?)(?:^\1```|\Z)", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"```")
+PYTHON = ("python", "python3", "py")
+DEFINES = re.compile(r"^(?:async\s+def|def|class)\b|^\w+\s*=\s*lambda\b", re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -59,24 +61,60 @@ def parse_code(code: str, limit: float = CODE_LIMIT) -> ast.Module | None:
         return None
 
 
-def extract_code(response: str) -> str:
-    r"""The last block marked python or py, else the last unmarked one, else the whole text if it parses, else "".
+def _close(text: str, begin: int, indent: str, tries: Iterator[int]) -> tuple[int, int]:
+    """(end of the code, end of the fence) of the block that begins at `begin`. A fence at the indent of the first one
+    closes it; any other does where Python can read what stands before it, so none in a docstring does."""
+    for fence in FENCE.finditer(text, begin):
+        line = text.rfind("\n", 0, fence.start()) + 1
+        before = text[line: fence.start()] if line >= begin else "?"
+        if before == indent and not indent.strip():
+            return line, fence.end()
+        if next(tries, None) and parse_code(textwrap.dedent(text[begin: fence.start()])):
+            return fence.start() - (0 if before.strip() else len(before)), fence.end()
+    return len(text), len(text)
 
-    A block that is cut off counts up to the end of the response.
 
-    >>> extract_code("First\n```python\nx = 1\n```\nor rather\n```py\nx = 2\n```\nwhich prints\n```\n2\n```")
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """(mark, code) of all fenced blocks. A fence need not be alone on its line: ```python def f(): ...```"""
+    blocks, place, tries = [], 0, iter(range(1, 20))
+    if text.count("```") > 300:
+        return []
+    while (start := text.find("```", place)) >= 0:
+        indent = text[text.rfind("\n", 0, start) + 1: start]
+        mark = re.compile(r"[ \t]*([\w+-]*)").match(text, start + 3)
+        line_end = (text.find("\n", start) + 1 or len(text) + 1) - 1
+        python = mark[1].lower() in PYTHON
+        if (close := text.find("```", start + 3, line_end)) >= 0:
+            blocks.append((mark[1].lower(), text[mark.end(): close].strip()) if python else
+                          ("", text[start + 3: close].strip()))
+            place = close + 3
+            continue
+        here = python and DEFINES.match(text[mark.end(): line_end].strip())  # the code begins beside its mark
+        begin = mark.end() if here else min(line_end + 1, len(text))
+        end, place = _close(text, begin, indent, tries)
+        blocks.append((mark[1].lower(), text[begin: end].strip() if here else textwrap.dedent(text[begin: end])))
+    return blocks
+
+
+def find_program(text: str) -> str:
+    r"""The last block marked python or py that defines something, else the last of those, else of the unmarked blocks,
+    else the whole text if it parses, else "". A block that is cut off counts up to the end of the text.
+
+    >>> find_program("First\n```python\nx = 1\n```\nor rather\n```py\nx = 2\n```\nwhich prints\n```\n2\n```")
     'x = 2\n'
-    >>> extract_code("```\nx = 3"), extract_code("x = 4"), extract_code("I am not sure.")
+    >>> find_program("```python\ndef f(): return 1\n```\nFor example:\n```python\nprint(f())\n```")
+    'def f(): return 1\n'
+    >>> find_program("```\nx = 3"), find_program("x = 4"), find_program("I am not sure.")
     ('x = 3', 'x = 4', '')
     """
-    blocks = [(mark.lower(), textwrap.dedent(code)) for _, mark, code in FENCE.findall(response)]
-    for marks in (("python", "python3", "py"), ("",)):
+    blocks = _blocks(text)
+    for marks in (PYTHON, ("",)):
         if found := [code for mark, code in blocks if mark in marks]:
-            return found[-1]
-    return "" if blocks or parse_code(response) is None else response
+            return next((code for code in reversed(found) if DEFINES.search(code)), found[-1])
+    return "" if blocks or parse_code(text) is None else text
 
 
-def code_key(response: str) -> str | None:
+def code_key(program: str) -> str | None:
     r"""What counts as the same program: the syntax tree without docstrings, the locals of each function numbered.
 
     Names that also stand for something else (global, built in, imported, a keyword) are kept. None: nothing parses.
@@ -86,7 +124,7 @@ def code_key(response: str) -> str | None:
     >>> code_key("def f(x): return 2 * x") == code_key("def f(x): return x * 2"), code_key("def f(:")
     (False, None)
     """
-    if (tree := parse_code(extract_code(response))) is None:
+    if (tree := parse_code(program)) is None:
         return None
     nodes, outside, functions = list(ast.walk(tree)), [tree], []
     for node in outside:  # grows while it is read: all that stands outside of functions
@@ -110,7 +148,7 @@ def code_key(response: str) -> str | None:
     try:
         return ast.dump(tree)
     except RecursionError:  # deeper than it can be written down, and perhaps right
-        return extract_code(response)
+        return program
 
 
 # ---- Code: the tests in one process, the solution in another ---------------------------------------------------------
@@ -294,6 +332,60 @@ def signatures(tests: Sequence[str], solution: str = "") -> dict[str, str]:
     return {name: f"{name}({arguments[name]})" if name in arguments else name for name in survey(tree)[0]}
 
 
+def _question_code(question: str) -> ast.Module | None:
+    """The Python in a question: all of it, or a fenced block, or what stands from some line to its end."""
+    found = [question, *(code for mark, code in _blocks(question) if mark in (*PYTHON, ""))]
+    lines = question.splitlines(keepends=True)
+    starts = [i for i, line in enumerate(lines) if re.match(r"(?:from|import|def|class|async|@)\b|@", line)]
+    found += ["".join(lines[i:]) for i in starts[:20]]
+    return next((tree for code in found if (tree := parse_code(code))), None)
+
+
+def _bound(statements: Sequence[ast.stmt]) -> set[str]:
+    """The names that statements define, import or assign at their own level."""
+    names = set()
+    for node in statements:
+        if isinstance(node, (*FUNCTIONS[:2], ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    return names
+
+
+def with_context(program: str, question: str, tests: Sequence[str]) -> str:
+    """A program with the imports and helpers of its question before it, where it lacks them.
+
+    A stub (nothing but a docstring) is no helper. Where the question itself defines all that the tests call, as one that
+    asks for a repair does, none of that is taken from it: the program has to bring it.
+
+    >>> question = "import math\\ndef area(r):\\n    'Of a circle.'"
+    >>> print(with_context("def area(r): return math.pi * r ** 2", question, ["assert area(0) == 0"]))
+    import math
+    def area(r): return math.pi * r ** 2
+    """
+    tree, given, wanted = parse_code(program), _question_code(question), parse_code("\n".join(tests), math.inf)
+    if not (tree and given and wanted):
+        return program
+    kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, *FUNCTIONS[:2], ast.ClassDef)
+    helpers = [node for node in given.body if isinstance(node, kinds) and not (
+        isinstance(node, (*FUNCTIONS[:2], ast.ClassDef)) and all(
+            isinstance(part, (ast.Pass, ast.Raise)) or isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+            for part in node.body))]
+    called = set(survey(wanted)[0])
+    if called <= _bound(helpers):
+        helpers = [node for node in helpers if not _bound([node]) & called]
+    brought = _bound(tree.body)
+    helpers = [node for node in helpers if _bound([node]) - brought]
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | called
+    if not used & (_bound(helpers) - brought):
+        return program
+    futures = [node.end_lineno for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    lines, first = program.splitlines(), max(futures, default=0)
+    return "\n".join([*lines[:first], *map(ast.unparse, helpers), *lines[first:]])
+
+
 # ---- Code: confinement, and the server that forks --------------------------------------------------------------------
 
 MEMORY = 1 << 30  # bytes a process: far more than short programs need, and one for every core still fits a laptop
@@ -335,7 +427,7 @@ def landlock(libc, folder):
         return False
     known = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1  # the rights that this version handles
     rules = libc.syscall(444, struct.pack("Q", known), 8, 0)
-    read, write = 0x0C, 0x412E & known  # no folders or links within: it is easily removed
+    read, write = 0x0C, 0x61BE & known  # files and folders, no links
     paths = {path: read for root in (sys.prefix, sys.base_prefix, "/usr", "/usr/local", "/") for path in
              (os.path.join(root, "lib"), os.path.join(root, "lib64"))}
     for path, rights in {**paths, "/usr/share/zoneinfo": read, os.devnull: 0x4006 & known, folder: write}.items():
@@ -352,6 +444,7 @@ def confine(folder, seconds, keep):
         os.dup2(null, descriptor)
     os.environ.clear()
     os.chdir(folder)
+    tempfile.tempdir = folder
     random.seed(0)
     limits = dict(AS=MEMORY, CPU=math.ceil(seconds), FSIZE=MESSAGE_LIMIT, NOFILE=64, CORE=0, NPROC=4096)
     for name, limit in limits.items():
@@ -382,12 +475,31 @@ def spawn(run, folder, seconds, *sockets):
     return pid
 
 
+def remove(room):
+    """Delete a folder and all in it, however deep: what it holds is moved up first, so that no path grows long."""
+    waiting, number = [os.path.join(room, "home")], itertools.count()
+    while waiting:
+        path = waiting.pop()
+        os.chmod(path, 0o700)
+        for entry in list(os.scandir(path)):
+            if entry.is_dir(follow_symlinks=False):
+                os.chmod(entry.path, 0o700)
+                os.rename(entry.path, aside := os.path.join(room, str(next(number))))
+                waiting.append(aside)
+            else:
+                os.unlink(entry.path)
+        os.rmdir(path)
+    os.rmdir(room)
+
+
 def supervise(request, seconds):
     """Run one solution and its tests; answer when nothing of them is left."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
-    folder = tempfile.mkdtemp()
+    room = tempfile.mkdtemp()
+    folder = os.path.join(room, "home")
+    os.mkdir(folder)
     (tests, solution), (verdict, pen) = socket.socketpair(), socket.socketpair()
     pids = [spawn(solve, folder, seconds, solution), spawn(judge, folder, seconds, tests, request, pen)]
     for end in (tests, solution, pen):
@@ -401,7 +513,8 @@ def supervise(request, seconds):
                     kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         pids = list(map(int, orphans.read_text().split())) if orphans.exists() else []
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # on a system that confines nothing, what it may not delete is left
+        remove(room)
     request.sendall(b"1" if passed else b"0")
 
 
@@ -445,7 +558,8 @@ def server():
     if _server is None or _server[0].poll() is not None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-sB", os.path.abspath(__file__), "--serve"]
-        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}  # a thread would not outlive a fork
+        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1",  # a thread would not outlive a fork
+                       "TMPDIR": tempfile.gettempdir()}
         process = subprocess.Popen(command, stdin=theirs, cwd="/", env=environment, start_new_session=True)
         theirs.close()
         if missing := json.loads(ours.recv(4096)):
@@ -469,20 +583,9 @@ def run_code(code: str, tests: str, timeout: float) -> float:
             return 0.0
 
 
-def verify_code_batch(responses: Sequence[str], tests: Sequence[Sequence[str]], timeout: float = 5.0) -> list[float]:
-    """`verify_code` of every response and its tests, one at a time on each core; equal pairs run once."""
-    jobs = [(extract_code(response), "\n".join(lines)) for response, lines in zip(responses, tests, strict=True)]
-    for text in {text for _, text in jobs}:
-        if parse_code(text, math.inf) is None:
-            raise ValueError(f"tests must be Python statements, at least one of them: {text[:80]!r}")
-    runs = {job: 0.0 for job in jobs if parse_code(job[0])}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs.update(zip(runs, pool.map(lambda job: run_code(*job, timeout), runs)))
-    return [runs.get(job, 0.0) for job in jobs]
-
-
-def verify_code(response: str, tests: Sequence[str], timeout: float = 5.0) -> float:
-    """1.0 if the program in `response` passes the `tests` (statements with asserts), else 0.0.
+def run_programs(programs: Sequence[str], tests: Sequence[Sequence[str]], timeout: float = 5.0) -> list[float]:
+    """1.0 for every program that passes its tests (statements with asserts), else 0.0. One runs at a time on each core;
+    equal pairs run once.
 
     `timeout` is in seconds of processor time; by the clock it is twice as much.
 
@@ -499,12 +602,17 @@ def verify_code(response: str, tests: Sequence[str], timeout: float = 5.0) -> fl
     Not covered: tests beside the solution, errors of the kernel, floods of the disk until the time is up.
     A process is no sandbox for code that you distrust: train in a container, without secrets.
 
-    >>> verify_code("def double(x):\\n    return 2 * x", ["assert double(4) == 8"])
-    1.0
-    >>> verify_code("import sys\\nsys.exit(0)", ["assert double(4) == 8"])
-    0.0
+    >>> run_programs(["def double(x): return 2 * x", "import sys; sys.exit(0)"], [["assert double(4) == 8"]] * 2)
+    [1.0, 0.0]
     """
-    return verify_code_batch([response], [tests], timeout)[0]
+    jobs = [(program, "\n".join(lines)) for program, lines in zip(programs, tests, strict=True)]
+    for text in {text for _, text in jobs}:
+        if parse_code(text, math.inf) is None:
+            raise ValueError(f"tests must be Python statements, at least one of them: {text[:80]!r}")
+    runs = {job: 0.0 for job in jobs if parse_code(job[0])}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs.update(zip(runs, pool.map(lambda job: run_code(*job, timeout), runs)))
+    return [runs.get(job, 0.0) for job in jobs]
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--serve"]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import support.sandbox as data
-from support.sandbox import code_key, extract_code, survey, verify_code, verify_code_batch
+from data import Task, extract_code, verify, verify_code
+from support.sandbox import code_key, find_program, run_programs, survey
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's guards are Linux's")
 ADD = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", "assert add(10, 5) == 15"]
@@ -270,6 +271,24 @@ def f(s):
     with open('a.txt', 'w') as file: file.write(s)
     return open('a.txt').read()
 >>> assert f('hi') == 'hi'
+#: temporary files
+import os, tempfile
+def f(s):
+    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile("w+") as file, tempfile.TemporaryFile() as raw:
+        file.write(s), raw.write(b"x")
+        file.seek(0)
+        open(os.path.join(folder, "a.txt"), "w").write(file.read())
+        return open(os.path.join(folder, "a.txt")).read(), os.path.isdir(tempfile.gettempdir())
+>>> assert f('hi') == ('hi', True)
+#: own folders
+import os, pathlib, shutil
+def f():
+    os.makedirs("a/b/c")
+    pathlib.Path("a/b/c/x").write_text("hi")
+    os.rename("a/b/c/x", "a/x")
+    shutil.rmtree("a/b")
+    return sorted(os.listdir("a"))
+>>> assert f() == ["x"]
 #: main guard
 def add(a, b):
     return a + b
@@ -695,17 +714,36 @@ def look(): return dict(os.environ), files, sys.path, sum(map(opened, range(3, 9
 """
 
 
-def test_the_solution_starts_from_nothing(monkeypatch):
+def test_the_solution_starts_from_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("TOKEN", "secret")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data.forget_server()  # the next one starts from an environment with the token
-    folders = set(Path(tempfile.gettempdir()).iterdir())
     project = {str(folder) for folder in Path(data.__file__).parents[:2]}
     tests = [f"env, files, path, fds = look()\nassert (env, files, {project!r} & set(path), fds) == ({{}}, [], set(), 1)"]
     assert verify_code(LOOK, tests) == 1.0
-    assert set(Path(tempfile.gettempdir()).iterdir()) <= folders
+    assert list(tmp_path.iterdir()) == []
     assert os.getsid(data._server[0].pid) == data._server[0].pid  # where Control-C in a terminal does not reach it
     if sys.platform == "linux":
         assert b"TOKEN" not in Path(f"/proc/{data._server[0].pid}/environ").read_bytes()
+    data.forget_server()  # its folder goes with this test
+
+
+DEEP = """
+import os
+for i in range(3000):
+    os.mkdir("0")
+    os.chdir("0")
+os.mkdir("shut", 0)
+"""
+
+
+@linux
+def test_deep_and_shut_folders_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    data.forget_server()
+    assert verify_code(DEEP + GOOD, ADD) == 1.0
+    assert list(tmp_path.iterdir()) == []
+    data.forget_server()
 
 
 DAEMON = """
@@ -758,8 +796,8 @@ def test_batch_keeps_the_order_and_runs_equal_pairs_once(monkeypatch):
     runs = []
     monkeypatch.setattr(data, "run_code", lambda *job: float(not runs.append(job) and "+" in job[0]))
     responses = [GOOD, f"```python\n{GOOD}```", "nothing at all", GOOD.replace("+", "-"), GOOD]
-    assert verify_code_batch(responses, [ADD] * 5) == [1.0, 1.0, 0.0, 0.0, 1.0] and len(runs) == 2
-    assert verify_code_batch([], []) == []
+    assert run_programs(list(map(extract_code, responses)), [ADD] * 5) == [1.0, 1.0, 0.0, 0.0, 1.0] and len(runs) == 2
+    assert run_programs([], []) == []
 
 
 @pytest.mark.parametrize("tests", [[], ["# none"], ["assert ("]])
@@ -786,8 +824,8 @@ def test_interrupted_batch_leaves_no_stale_results():
     signal.signal(signal.SIGALRM, signal.default_int_handler)  # SIGINT itself is ignored in a shell's background jobs
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     with pytest.raises(KeyboardInterrupt):
-        verify_code_batch([slow + f"# {i}" for i in range(6)], [ADD] * 6)
-    assert verify_code_batch([GOOD, "x = 1", GOOD], [ADD, ADD, ["assert add(1, 1) == 3"]]) == [1.0, 0.0, 0.0]
+        run_programs([slow + f"# {i}" for i in range(6)], [ADD] * 6)
+    assert run_programs([GOOD, "x = 1", GOOD], [ADD, ADD, ["assert add(1, 1) == 3"]]) == [1.0, 0.0, 0.0]
 
 
 def test_what_is_missing_is_said_once(monkeypatch):
@@ -826,6 +864,55 @@ def test_extract_code(response, code):
     assert extract_code(response) == code
 
 
+F = "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize("response, code", [
+    (f"So: ```python\n{F}```", F), ("```python def f(x): return x```", "def f(x): return x"),
+    ("```def f(x): return x```", "def f(x): return x"), (f"```python\n{F.rstrip()}```", F.rstrip()),
+    (f"1. ```python\n   def f(x):\n       return x\n   ```\nDone.", F), (f"```python {F}```", F.strip()),
+    (f"```python\nx = 1\n```\nBetter: ```python\n{F}```", F), (f"```python\n{F}```\n```python\nassert f(2) == 3\n```", F),
+    (f"```python\n{F}```\n```python\n>>> f(1)\n1\n```", F), (f"```\n{F}```\n```\n5\n```", F),
+    (f"```python\n{F}```\n```python\ndef f(x): return 0\n```", "def f(x): return 0\n"),
+    (f"```python\n{F}```\n```python\ndef f(x", "def f(x"),
+    ('```python\ndef f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x\n```',
+     'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x\n'),
+    (f"<think>```python\n{F}```</think>I do not know it.", ""), (f"<think>```python\n{F}```", "")])
+def test_fences_examples_and_thoughts(response, code):
+    assert extract_code(response) == code
+
+
+HELPER = """import math
+from typing import List
+
+def double(x):
+    return 2 * x
+
+def f(xs: List[int]) -> float:
+    '''Twice the root of the sum.'''
+"""
+ALONE = "def f(xs: List[int]) -> float:\n    return double(math.sqrt(sum(xs)))\n"
+REPAIR = "Repair it:\n```python\ndef f(xs):\n    return 4.0\n```"
+
+
+@pytest.mark.parametrize("program, question, reward", [
+    (ALONE, HELPER, 1), (ALONE, f"Complete it.\n\n{HELPER}", 1), (ALONE, f"Complete:\n```python\n{HELPER}```", 1),
+    ("from __future__ import annotations\n" + ALONE, HELPER, 1), (ALONE, "Twice the root of the sum.", 0),
+    ("def double(x): return 3 * x\n" + ALONE, HELPER, 0), ("x = double(2)", HELPER, 0), ("x = 1", HELPER, 0),
+    ("x = f", REPAIR, 0), ("def g(x): return f(x)", REPAIR, 0), ("def f(xs): return double(2)", HELPER, 1),
+    ("def f(xs): return double(3)", HELPER, 0)])
+def test_a_function_alone_where_the_question_has_its_helpers(program, question, reward):
+    task = Task("1", "d", "code", question, tests=("assert f([1, 3]) == 4.0",))
+    assert verify(task, f"```python\n{program}\n```") == reward
+
+
+def test_tests_may_call_a_helper_of_the_question():
+    question = "def encode(s):\n    return s[::-1]\n\ndef decode(s):\n    'The inverse.'\n"
+    task = Task("1", "d", "code", question, tests=("assert decode(encode('ab')) == 'ab'",))
+    programs = ["def decode(s): return s[::-1]", "def decode(s): return s", "x = encode('a')"]
+    assert [verify(task, program) for program in programs] == [1.0, 0.0, 0.0]
+
+
 SAME = """def f(x, y):
     total = 0
     for i in range(x):
@@ -848,7 +935,7 @@ RENAMED = """def f(n, k):
     (SAME.replace("0", "1"), False), (SAME.replace("i * y", "y * i"), False),
     (SAME.replace("range(total)", "sorted(total)"), False), ("total = 1\n" + SAME, False)])
 def test_code_key(other, same):
-    assert (code_key(SAME) == code_key(other)) is same
+    assert (code_key(SAME) == code_key(find_program(other))) is same
 
 
 @pytest.mark.parametrize("left, right", [
@@ -871,6 +958,6 @@ NASTY = ["(" * 10**5, "-" * 10**5 + "1", "1" + "+1" * 40_000, "x" + ".a" * 10**5
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_no_text_raises_or_takes_long(text):
     start = time.monotonic()
-    assert code_key(text) is None or isinstance(code_key(text), str)
+    assert code_key(find_program(text)) is None or isinstance(code_key(find_program(text)), str)
     assert verify_code(text, ADD, timeout=1.0) == 0.0
     assert time.monotonic() - start < 5

@@ -2,10 +2,12 @@
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
-from data import split_response, text_key, verify_math, verify_qa
+from data import Task, answer_key, split_response, verify, verify_math, verify_qa
+from support.answers import opened_thought
 
 # (what stands after ####, the reference)
 RIGHT_NUMBERS = [
@@ -181,6 +183,10 @@ def test_qa_table(response, answer, reward):
     assert verify_qa(response, answer) == reward
 
 
+def key(response, domain):
+    return answer_key(Task("", "", domain, "?"), response)
+
+
 @pytest.mark.parametrize("same", [
     ["#### 1,000", "#### $1000.00", "#### 1000", r"\boxed{10^3}", "#### x = 1000 clips"],
     [r"\boxed{\frac12}", "#### 0.5", "#### 1/2"],
@@ -188,7 +194,7 @@ def test_qa_table(response, answer, reward):
     [r"\boxed{\text{Monday}}", "#### monday"],
     ["#### 2e400", "#### 20e399"]])
 def test_equal_answers_have_one_math_key(same):
-    keys = {text_key(response, "math") for response in same}
+    keys = {key(response, "math") for response in same}
     assert len(keys) == 1 and None not in keys
 
 
@@ -196,10 +202,10 @@ def test_keys_tell_answers_apart_and_are_none_without_one():
     finals = [
     "5", "-5", "0.5", "5x", r"\pi", "(1,2)", "(2,1)", "[1,2)", r"\{1,2\}", "Monday", r"\sqrt2", "1.41421356", "3i",
 ]
-    assert len({text_key(rf"\boxed{{{final}}}", "math") for final in finals}) == len(finals)
+    assert len({key(rf"\boxed{{{final}}}", "math") for final in finals}) == len(finals)
     unanswered = ("5", "####", r"\boxed{}", "#### I really do not know what it is, sorry")
-    assert [text_key(response, "math") for response in unanswered] == [None] * 4
-    assert [text_key(r, "qa") for r in ("#### b", "The answer is (B).", "#### A or B", "")] == ["B", "B", None, None]
+    assert [key(response, "math") for response in unanswered] == [None] * 4
+    assert [key(r, "qa") for r in ("#### b", "The answer is (B).", "#### A or B", "")] == ["B", "B", None, None]
 
 
 @pytest.mark.parametrize("response, domain, parts", [
@@ -219,6 +225,175 @@ def test_split(response, domain, parts):
 def test_references_of_any_kind_do_not_raise():
     answers = ("", "####", "{", "no idea what this is about at all", "5" * 999)
     assert [verify_math("#### 5", answer) for answer in answers] == [0.0] * 5
+
+
+RESTATED = [  # an expression that was asked for, said again with its value
+    (r"\boxed{p+q = 41}", "41", 1), ("#### p + q = 17 + 24 = 41", "41", 1), (r"\boxed{|u-v| = 6}", "6", 1),
+    (r"\boxed{g(3) = 8}", "8", 1), (r"\boxed{m + n + k = 12}", "12", 1),
+    (r"\boxed{100a + b = 312}", "312", 1), (r"\boxed{f(-2) = \frac{1}{2}}", "0.5", 1),
+    (r"\boxed{P(A) = 0.25}", r"\frac14", 1), ("#### ab + bc = 9", "9", 1), (r"\boxed{p+q = 40}", "41", 0),
+    ("#### p + q = 17 + 24 = 42", "42", 0), ("#### p + q = 41 = 42", "41", 0), (r"\boxed{g(3) = 8}", "3", 0),
+    (r"\boxed{x + y = 5}", "x + y = 5", 1), (r"\boxed{x + y = 5}", "x + y = 6", 0),
+    ("#### 5", "x + y = 5", 0), ("#### 25", "x^2 + y^2 = 25", 0), ("#### 3x = 15", "15", 0),
+    ("#### x + 36 = 41", "41", 0), (r"\boxed{x^2 + y^2 - 4 = 0}", "0", 0), (r"\boxed{2a = 10}", "10", 0),
+    ("#### a + b = c", "c + 1", 0), ("#### p + q = 5 or 6", "5", 0), ("#### 41", "p + q = 41", 0),
+    (r"\boxed{p + q = 41}", "q + p = 41", 1),
+]
+FUNCTIONS = [  # a function, in words too, is no unit
+    (r"\boxed{3}", r"\operatorname{arsinh}(3)", 0), (r"\boxed{12}", r"\operatorname{lcm}(4,6)", 1),
+    (r"\boxed{9}", r"\text{the square of } 9", 0), ("#### gcd(12, 18)", "6", 1), ("#### lcm(4, 6)", "24", 0),
+    (r"\boxed{\operatorname{arsinh}(3)}", r"\operatorname{arsinh}(3)", 1),
+    (r"\boxed{\operatorname{sgn}(3)}", "3", 0), (r"\boxed{\mathrm{floor}(3)}", "3", 0),
+    (r"\boxed{3}", r"\operatorname{Log}(3)", 0), ("#### the cube root of 8", "8", 0),
+    ("#### the reciprocal of 4", "4", 0), ("#### 9 factorial", "9", 0), ("#### 3 cubed", "27", 1),
+    ("#### 3 cubed", "3", 0), ("#### foo(7)", "7", 0), (r"\boxed{\operatorname{max}(3, 5)}", "5", 1),
+    ("#### 5 min", "5", 1), (r"\boxed{5\operatorname{cm}}", "5", 1), (r"\boxed{\sinh 0}", "0", 1),
+    ("#### a total of 9", "9", 1), ("#### the sum is 9", "9", 1), ("#### 72 (total)", "72", 1),
+    (r"\boxed{\operatorname{Arg}(5)}", "5", 0),
+]
+FORMS = [  # forms of numbers, sets, roots, matrices, intervals
+    (r"\boxed{22,\! 333,\! 444}", "22333444", 1), ("#### 22333444", r"22,\! 333,\! 444", 1),
+    (r"\boxed{1,\!000}", "1000", 1), (r"\boxed{22,\!333}", "22", 0),
+    (r"\boxed{\{\pm 5, 2\}}", r"\{-5, 5, 2\}", 1), (r"\boxed{\{2, 1 \pm 3\}}", r"\{4, -2, 2\}", 1),
+    (r"\boxed{\{\pm 5, 2\}}", r"\{5, 2\}", 0), (r"\boxed{\{\pm 5\}}", r"\pm 5", 1),
+    (r"\boxed{\{\pm 5, 2\}}", "5, -5, 2", 1), (r"\boxed{\sqrt{1/k}}", r"\frac{1}{\sqrt k}", 1),
+    (r"\boxed{t\sqrt t}", r"\sqrt{t^3}", 1), ("#### x", r"\sqrt{x^2}", 0),
+    (r"\boxed{\sqrt{x}\sqrt{y}}", r"\sqrt{xy}", 1), (r"\boxed{x\sqrt{y}}", r"\sqrt{x^2 y}", 0),
+    (r"\boxed{y\sqrt{x}}", r"\sqrt{x y^2}", 0), (r"\boxed{|x|\sqrt{y}}", r"\sqrt{x^2 y}", 1),
+    (r"\boxed{\sqrt{k}}", r"\frac{1}{\sqrt k}", 0), (r"\boxed{a^2}", r"\sqrt{a^4}", 1),
+    (r"\boxed{a^3}", r"\sqrt{a^6}", 0), (r"\boxed{\sqrt{n}+1}", r"\sqrt{n+1}", 0),
+    (r"\boxed{\frac{a}{\sqrt{a}}}", r"\sqrt{a}", 1),
+    (r"\boxed{\begin{pmatrix} 1 & 2 \\[4pt] 3 & 4 \end{pmatrix}}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", 1),
+    (r"\boxed{\begin{smallmatrix}1&2\\3&4\end{smallmatrix}}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", 1),
+    (r"\boxed{\left(\begin{smallmatrix}1\\2\end{smallmatrix}\right)}", r"\begin{pmatrix}1\\2\end{pmatrix}", 1),
+    (r"\boxed{\begin{vmatrix}1&2\\3&4\end{vmatrix}}", "-2", 1),
+    (r"\boxed{\begin{vmatrix}1&2\\3&4\end{vmatrix}}", "2", 0),
+    (r"\boxed{\begin{vmatrix}2&0&0\\0&3&0\\0&0&4\end{vmatrix}}", "24", 1),
+    (r"\boxed{\det\begin{pmatrix}1&2\\3&4\end{pmatrix}}", "-2", 1),
+    (r"\boxed{\begin{pmatrix}1&2\\3&4\end{pmatrix}}", "-2", 0),
+    (r"\boxed{\begin{vmatrix}a&b\\c&d\end{vmatrix}}", "ad-bc", 1), (r"\boxed{7^{\text{th}}}", "7", 1),
+    (r"\boxed{7^{th}}", "7", 1), (r"\boxed{21^\text{st}}", "21", 1), (r"\boxed{7^{\text{th}}}", "8", 0),
+    (r"\boxed{2^{\mathrm{nd}}}", "2", 1), (r"\boxed{7^{t}}", "7", 0), ("#### 42 (as required)", "42", 1),
+    ("#### 42; done", "42", 1), ("#### 42 - done", "42", 1), ("#### 42, as required", "42", 1),
+    ("#### 42; that is all she had", "42", 1), ("#### 42 (the total)", "42", 1), ("#### 42; 43", "42", 0),
+    ("#### 42 (or 43)", "42", 0), ("#### 42; maybe", "42", 0), ("#### 42, not sure", "42", 0),
+    ("#### 5, Monday", "5", 0), ("#### 5", r"5, \text{Monday}", 0), ("#### 2, infinity", "2", 0),
+    ("#### 42; no solution", "42", 0), ("#### 42; this is wrong", "42", 0),
+    (r"\boxed{(0,10)\setminus\{4\}}", r"(0,4)\cup(4,10)", 1),
+    (r"\boxed{(0,10)\setminus\{4\}}", r"(0,10)\setminus\{4\}", 1),
+    (r"\boxed{(0,10)\setminus\{4\}}", "(0,10)", 0),
+    (r"\boxed{(0,10)\setminus\{4\}}", r"(0,10)\setminus\{5\}", 0),
+    (r"\boxed{[0,10]\setminus\{4\}}", r"(0,10)\setminus\{4\}", 0),
+    (r"\boxed{\mathbb{R}\setminus\{2\}}", r"(-\infty,2)\cup(2,\infty)", 1),
+    (r"\boxed{\mathbb{R}\setminus\{1, 2\}}", r"(-\infty,1)\cup(1,2)\cup(2,\infty)", 1),
+    (r"\boxed{(0,1)\cup(2,9)\setminus\{4\}}", r"(0,1)\cup(2,4)\cup(4,9)", 1), ("#### {1, 2}", r"\{1,2\}", 1),
+    (r"\boxed{{1,2}}", r"\{2, 1\}", 1), ("#### {1, 2}", "(1,2)", 0), ("#### {1, 2, 3}", r"\{1,2\}", 0),
+    (r"10{,}000 is \boxed{10{,}000}", "10000", 1), (r"\boxed{x_{1,2}}", "3", 0),
+]
+RETRACTIONS = [  # and ordinary words that are none
+    (r"\boxed{27} dollars is what he actually earned.", "27", 1),
+    (r"\boxed{27}. They had to wait.", "27", 1), ("#### 27\nThe correction took long.", "27", 1),
+    (r"\boxed{27}. Actually, it is 28.", "27", 0), (r"\boxed{27}. Wait, no.", "27", 0),
+    (r"\boxed{27}, oops", "27", 0), ("#### 27\nwait that is 28", "27", 0),
+    (r"\boxed{27}. Correction: 28", "27", 0), (r"\boxed{27}... wait", "27", 0),
+    (r"\boxed{27} - actually 28", "27", 0), (r"\boxed{27}. Wait. Let me recheck.", "27", 0),
+    (r"\boxed{27}. Scratch that, 28", "27", 0), ("#### 27\nActually the answer is 28.", "27", 0),
+]
+THOUGHTS = [  # only what stands behind one counts
+    ("<think>so #### 42", "42", 0), (r"<think>\boxed{42} it seems", "42", 0),
+    ("<think>#### 41</think>\n#### 42", "42", 1), ("<think>#### 42</think>\n#### 41", "42", 0),
+    ("First \\boxed{41}.\n</think>\n\nThe final answer is 42.", "41", 0),
+    ("First \\boxed{41}.\n</think>\n\n\\boxed{42}", "42", 1), ("<think>#### 42</think>", "42", 0),
+    ("<think>1</think><think>#### 42", "42", 0), ("<THINK>#### 42", "42", 0),
+    ("<think>a</think>b<think>#### 41</think>#### 42", "42", 1), ("[THINK]#### 41[/THINK]#### 42", "42", 1),
+    ("<thinking>#### 42", "42", 0), ("#### 42\n<think>hm", "42", 0), ("#### 42\n</think>", "42", 0),
+]
+LETTERS = [  # (response, reference letter, reward)
+    ("The answer is (A) or (C).", "C", 0), ("The answer is (A) or (C).", "A", 0),
+    ("The answer is A or (C)", "C", 0), ("The answer is A or (C)", "A", 0),
+    ("The answer is A. O(C)", "A", 1), ("The answer is A. O(C)", "C", 0), ("#### A|B|C", "A", 0),
+    ("#### A|B|C", "C", 0), ("The answer is either (A) or (B).", "B", 0), ("The answer is B or (D)", "D", 0),
+    ("The answer is A/(C)", "C", 0), ("The answer is (A), or maybe (C).", "C", 0),
+    ("The answer is A or B.\n\n**B**", "B", 1), ("The answer is (A) and (C).", "C", 0),
+    ("#### D. B and C only", "D", 1), ("#### D. B and C only", "B", 0), ("#### B. E. coli", "B", 1),
+    ("#### B. E. coli", "E", 0), ("#### A. I/O devices", "A", 1), ("#### B. P(A|C)", "B", 1),
+    ("#### B. P(A|C)", "C", 0), ("#### (D) A and B", "D", 1),
+    ("The answer is B. P(A|C) is too small", "B", 1), ("#### C) A, B, and D", "C", 1),
+    ("#### E. A dog", "E", 1), ("#### B. C-section", "B", 1), ("#### B. C", "B", 0),
+    ("#### A. B. C", "A", 0), ("#### A) and B)", "A", 0), ("#### B) or C)", "B", 0),
+    ("#### B. or C.", "B", 0), ("#### B) C) D)", "B", 0), ("#### A. Vitamin C", "A", 1),
+    ("#### A. B or C", "A", 0), ("#### B: D and E", "B", 1), ("#### A. The process must wait", "A", 1),
+    ("#### C. the correction factor", "C", 1), ("#### A. Wait, it is C.", "A", 0),
+    ("#### B. It is actually used", "B", 1), ("#### B. Wait for the signal", "B", 1),
+    ("#### B. Actually, C", "B", 0), ("#### B. Oops, C", "B", 0), ("#### B. Correction: C", "B", 0),
+    ("#### D. They wait in line", "D", 1), ("#### B\nActually C", "B", 0),
+    ("The answer is A.\n</think>\n\nB", "B", 1), ("The answer is A.\n</think>\n\nB", "A", 0),
+    ("</think> **B**", "B", 1), ("<think>The answer is B.", "B", 0), ("<think>A</think>\n(B)", "B", 1),
+    ("A\n</think>\n\nThe answer is B.", "B", 1), ("#### B\n</think>\n\nA or B", "B", 0),
+    ("<think>#### B</think>\n", "B", 0),
+]
+CHOICES = ("London", "Paris", "a dog", "-5", "5")
+CHOICE_TEXTS = [  # (response, its letter among CHOICES)
+    ("#### Paris", "B"), ("The answer is Paris.", "B"), (r"\boxed{Paris}", "B"),
+    (r"\boxed{\text{Paris}}", "B"), ("**Paris**", "B"), ("Paris", "B"), ("Answer: Paris", "B"),
+    ("The correct answer is **Paris**.", "B"), ("#### paris.", "B"), ("#### A dog", "C"), ("#### -5", "D"),
+    ("#### 5", "E"), ("It is in France.\n\nParis", "B"),
+    ("The answer is Paris because it is the capital.", "B"), ("#### The answer is Paris", "B"),
+    ("#### B) Paris", "B"), ("<think>#### Paris</think>\n#### London", "A"), ("#### Paris or London", None),
+    ("#### Rome", None), ("#### not Paris", None), ("The answer is not Paris.", None),
+    ("#### Paris\nLondon", None), ("London\nParis", None), ("I like Paris.", None),
+    ("The answer is Paris. Wait, it is London.", None), ("<think>#### Paris", None),
+    ("The answer isn't Paris", None), ("#### Paris, London", None), ("The answer is Paris or London.", None),
+]
+
+
+@pytest.mark.parametrize("response, answer, reward", [*RESTATED, *FUNCTIONS, *FORMS, *RETRACTIONS, *THOUGHTS])
+def test_math_kinds(response, answer, reward):
+    assert verify_math(response, answer) == reward
+
+
+@pytest.mark.parametrize("response, answer, reward", LETTERS)
+def test_letters(response, answer, reward):
+    assert verify_qa(response, answer) == reward
+
+
+@pytest.mark.parametrize("response, letter", CHOICE_TEXTS)
+def test_choices_by_their_text(response, letter):
+    task = Task("", "", "qa", "?", CHOICES)
+    assert answer_key(task, response) == letter
+    for reference in "ABCDE":
+        assert verify(replace(task, answer=reference), response) == (letter == reference)
+    if letter:
+        thinking, answer = split_response(response, "qa", CHOICES)
+        assert response.startswith(thinking) and answer
+
+
+def test_a_text_that_two_choices_have_is_no_answer():
+    assert answer_key(Task("", "", "qa", "?", ("Rome", "Rome", "Oslo")), "#### Rome") is None
+
+
+PROGRAM = "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize("response, domain, parts", [
+    ("<think>2? #### 2</think>\n#### 4", "math", ("<think>2? #### 2</think>\n", "4")),
+    ("2? #### 2</think>#### 4", "math", ("2? #### 2</think>", "4")), ("<think>#### 4", "math", ("<think>#### 4", "")),
+    ("<think>A</think>\n**B**", "qa", ("<think>A</think>\n**", "B**")), ("<think>B", "qa", ("<think>B", "")),
+    (f"<think>```python\nx = 1\n```</think>\n```python\n{PROGRAM}```", "code",
+     ("<think>```python\nx = 1\n```</think>\n", PROGRAM)),
+    (f"<think>```python\n{PROGRAM}```", "code", (f"<think>```python\n{PROGRAM}```", "")),
+    ("<think>#### a</think>#### b", "own", ("<think>#### a</think>", "b")), ("<think>#### a", "own", ("<think>#### a", ""))])
+def test_thought_and_answer(response, domain, parts):
+    assert split_response(response, domain) == parts
+    assert (key(response, domain) is None) == (parts[1] == "")
+
+
+def test_a_thought_that_the_template_opened():
+    prompt = "<|user|>\nWhat is <think>?<|assistant|>\n<think>\n"
+    assert opened_thought(prompt) == "<think>\n" and opened_thought(prompt + "</think>\n") == ""
+    assert opened_thought("What is <think>?") == ""
+    half, whole = "so #### 42", "so #### 41\n</think>\n#### 42"
+    assert [verify_math(opened_thought(prompt) + response, "42") for response in (half, whole)] == [0.0, 1.0]
 
 
 HOSTILE = [
@@ -242,7 +417,7 @@ def judge(response):
     verify_qa(response, "B")
     for domain in ("math", "qa"):
         split_response(response, domain)
-        text_key(response, domain)
+        key(response, domain)
     assert time.process_time() - start < 1, repr(response[:300])
 
 
