@@ -8,7 +8,6 @@ instruction in INSTRUCTIONS and a function in VERIFIERS.
 """
 
 import itertools
-import json
 import random
 import re
 import sys
@@ -23,12 +22,13 @@ from tqdm import tqdm
 from support import benchmarks, world
 from support.answers import after_thought, equal_math, final_choice, final_math, math_key, question_key
 from support.benchmarks import CUT_BY_HASH, LETTERS, OUT_OF_DOMAIN, STREAMED, reach_hub
+from support.jsonl import json_lines, letter_of, written
 from support.sandbox import code_key, find_program, parse_code, run_programs, signatures, with_context
 
 __all__ = [
     "BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key", "extract_code",
     "hide_labels", "load_splits", "load_tasks", "make_prompt", "parse_code", "reach_hub", "small_world",
-    "split_response", "verify", "verify_batch", "verify_code", "verify_math", "verify_qa"]
+    "spend_labels", "split_response", "verify", "verify_batch", "verify_code", "verify_math", "verify_qa"]
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,52 @@ class Task:
         return (self.tests if self.domain == "code" else self.answer) is not None
 
 
-def hide_labels(tasks: Sequence[Task], ratio: float, seed: int, order: Sequence[str] | None = None) -> list[Task]:
-    """Keep the labels of round(ratio * n) of the n tasks that have one, at least one; remove all others for good. Which,
-    is drawn with the seed, or where an `order` of all ids is given, the first.
+def hide_labels(
+    tasks: Sequence[Task], ratio: float, seed: int, picked: Sequence[str] | None = None
+) -> list[Task]:
+    """Keep the labels of round(ratio * n) of the n tasks that have one, at least one; remove all others for good.
+
+    Args:
+        ratio: in (0, 1]. seed: of the draw.
+        picked: ids of tasks in order of worth; the first of them that have a label keep it, and nothing is drawn.
+    Raises:
+        ValueError: where the ratio is outside its range, or fewer labelled tasks are picked than keep their label.
 
     >>> tasks = [Task(str(i), "demo", "math", f"{i} + {i}?", answer=str(2 * i)) for i in range(10)]
     >>> sum(task.labelled for task in hide_labels(tasks, ratio=0.2, seed=0))
     2
+    >>> [task.id for task in hide_labels(tasks, 0.2, 0, picked=["7", "3", "5"]) if task.labelled]
+    ['3', '7']
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"label_ratio: {ratio} is outside (0, 1]; 0.2 keeps one label in five")
-    labelled = [i for i, task in enumerate(tasks) if task.labelled]
-    count = max(1, round(ratio * len(labelled)))
-    if order is None:
-        keep = set(random.Random(f"labels {seed}").sample(labelled, count))
+    labelled = [task.id for task in tasks if task.labelled]
+    budget = max(1, round(ratio * len(labelled)))
+    if picked is None:
+        keep = set(random.Random(f"labels {seed}").sample(labelled, budget))
     else:
-        rows = {tasks[i].id: i for i in labelled}
-        keep = {rows[id] for id in order[:count]}
-    return [task if i in keep else replace(task, answer=None, tests=None) for i, task in enumerate(tasks)]
+        have = set(labelled)
+        keep = set([name for name in dict.fromkeys(picked) if name in have][:budget])
+        if len(keep) < budget:
+            raise ValueError(f"label_pick: {len(keep)} labelled tasks are picked, {budget} are to keep their label")
+    return [task if task.id in keep else replace(task, answer=None, tests=None) for task in tasks]
+
+
+def spend_labels(
+    tasks: Sequence[Task], ratio: float, seed: int, picked: Sequence[str] | None = None
+) -> tuple[list[Task], str]:
+    """The training tasks as training may see them, and in words which labels they keep.
+
+    An experiment starts from tasks that all have a label and hides most of them: `hide_labels`. Where some have
+    none from the start it is no experiment, and every label there is is used, whatever the ratio.
+    """
+    labelled = sum(task.labelled for task in tasks)
+    if 0 < labelled < len(tasks):
+        return list(tasks), (f"all {labelled} labels of {len(tasks)} training tasks are used; label_ratio hides labels "
+                             f"only where every task has one")
+    hidden = hide_labels(tasks, ratio, seed, picked)
+    chosen = "drawn with the seed" if picked is None else "picked"
+    return hidden, f"{sum(task.labelled for task in hidden)} of {labelled} labels are kept, {chosen}; the others are gone"
 
 
 # ------------------------------------------------------------------------------------------ prompts
@@ -265,14 +293,22 @@ def _rows(name: str, split: str, limit: int | None, seed: int) -> list[Task | st
             raise ValueError(f"tasks: {name} is streamed and needs a limit; the paper's: 750 train, 450 test tasks")
         rows = (row if isinstance(row, str) else Task(**row) for row in benchmarks.hub_rows(name, split))
         return rows if name in STREAMED else list(rows)
-    path = Path(name)
+    return _file_rows(Path(name), split)
+
+
+def _file_rows(path: Path, split: str) -> list[Task | str]:
+    """One part of a JSONL file. A task without a label can be trained on and cannot test anything."""
     if pair := re.fullmatch(r"(.*)_(?:train|test)", path.stem):
         path = path.with_name(f"{pair[1]}_{split}.jsonl")
-    tasks = read_jsonl(path)
-    if not pair:
-        tasks = [task for task in tasks if (zlib.crc32(task.id.encode()) % 10 < 7) == (split == "train")]
-    named = [task.id if task.id.startswith(task.dataset) else f"{path.stem}/{task.id}" for task in tasks]
-    return [replace(task, id=name) for task, name in zip(tasks, named, strict=True)]
+    rows = []
+    for task in read_jsonl(path):
+        if not pair and split != ("train" if not task.labelled or zlib.crc32(task.id.encode()) % 10 < 7 else "test"):
+            continue
+        if split == "test" and not task.labelled:
+            rows.append("no label to test with")
+        else:
+            rows.append(task if task.id.startswith(task.dataset) else replace(task, id=f"{path.stem}/{task.id}"))
+    return rows
 
 
 def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator[Task]:
@@ -375,32 +411,45 @@ def load_splits(
     return train, test, {name: dict(+reasons) for name, reasons in dropped.items() if +reasons}
 
 
+def _to_task(row: dict, dataset: str) -> Task:
+    """A line of a JSONL file as a task; ValueError says what is wrong with it."""
+    choices, tests, answer = tuple(row.get("choices") or ()), tuple(row.get("tests") or ()), row.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = written(answer)
+    task = Task(row["id"], row.get("dataset") or dataset, row["domain"], row["question"], choices or None, answer,
+                tests or None)
+    texts = [task.id, task.question, "" if answer is None else answer, *choices, *tests]
+    if not all(isinstance(text, str) for text in texts) or str in map(type, (row.get("choices"), row.get("tests"))):
+        raise ValueError("id, question, answer, and all choices and tests must be strings (an answer may be a number)")
+    if task.domain not in VERIFIERS.keys() & INSTRUCTIONS.keys():
+        raise ValueError(f"domain {task.domain!r} is not one of {', '.join(VERIFIERS)}; one of your own stands in "
+                         f"data.VERIFIERS and data.INSTRUCTIONS first")
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"{len(choices)} choices are more than the {len(LETTERS)} that have letters, A to J")
+    if task.domain == "qa" and answer is not None:
+        if not choices and answer.strip() not in tuple(LETTERS):
+            raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give choices, or a "
+                             f"domain of your own for free text")
+        return replace(task, answer=letter_of(answer, choices) if choices else answer.strip())
+    return task
+
+
 def read_jsonl(path: Path) -> list[Task]:
     """Read tasks from a JSONL file, one object a line; errors name the file and the line.
 
-    A task's dataset is the name of its file, without _train or _test, unless the line says another.
+    A task's dataset is the name of its file, without _train or _test, unless the line says another. The label of a
+    multiple-choice task may be a letter, a number from 1, or the text of exactly one choice; it becomes the letter.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"tasks: there is no file {path}")
     tasks: dict[str, Task] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         try:
-            row = json.loads(line)
-            choices, tests = (tuple(row.get(name) or ()) or None for name in ("choices", "tests"))
-            dataset = row.get("dataset") or re.sub("_(train|test)$", "", path.stem)
-            task = Task(row["id"], dataset, row["domain"], row["question"], choices, row.get("answer"), tests)
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a task in JSON with id, domain, question ({error!r})") from None
-        texts = [task.id, task.question, "" if task.answer is None else task.answer, *(choices or ()), *(tests or ())]
-        if not all(isinstance(text, str) for text in texts) or str in map(type, (row.get("choices"), row.get("tests"))):
-            raise ValueError(f"{path}:{number}: id, question, answer, and all choices and tests must be strings")
-        if task.domain not in VERIFIERS.keys() & INSTRUCTIONS.keys():
-            raise ValueError(f"{path}:{number}: domain {task.domain!r} is not one of {', '.join(VERIFIERS)}; one of "
-                             f"your own stands in data.VERIFIERS and data.INSTRUCTIONS first")
-        if task.id in tasks:
-            raise ValueError(f"{path}:{number}: the id {task.id!r} stands there a second time")
+            task = _to_task(row, re.sub("_(train|test)$", "", path.stem))
+            if task.id in tasks:
+                raise ValueError(f"the id {task.id!r} stands there a second time")
+        except (KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: no task with id, domain and question ({error!r})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
         tasks[task.id] = task
     return list(tasks.values())
 
@@ -411,8 +460,7 @@ def read_rollouts(path: Path) -> tuple[list[Task], list[str], list[float]]:
     One line: `{"id": ..., "domain": ..., "question": ..., "rollouts": [{"response": text, "reward": 0 or 1}, ...]}`.
     """
     tasks = read_jsonl(path)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    groups = [json.loads(line).get("rollouts") for line in lines if line.strip()]
+    groups = [row.get("rollouts") for _, row in json_lines(path)]
     try:
         pairs = [(str(one["response"]), float(one["reward"])) for group in groups for one in group]
     except (KeyError, TypeError, ValueError) as error:

@@ -552,3 +552,19 @@ def test_a_domain_of_ones_own(tmp_path, monkeypatch):
     hidden = data.hide_labels(train, 0.5, seed=0)
     with pytest.raises(ValueError, match="no label"):
         verify(next(task for task in hidden if not task.labelled), "x")
+
+
+# ---- averages ----
+
+LARGE = [name for name in BENCHMARKS if name not in (*data.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus")]
+
+
+def test_the_paper_weights_by_questions():
+    """Its ten test sets: seven of 450 questions and three small ones, 3,329 in all; accuracies made up."""
+    questions = {**dict.fromkeys(LARGE, 450), "gpqa": 60, "humaneval_plus": 39, "mbpp_plus": 80}
+    accuracy = {**dict.fromkeys(LARGE, 0.8), "gpqa": 0.3, "humaneval_plus": 0.6, "mbpp_plus": 0.5}
+    right = 7 * 360 + 18 + 23.4 + 40  # questions answered rightly
+    assert sum(questions.values()) == 3329
+    assert benchmarks.averages(accuracy, questions) == pytest.approx((right / 3329, (5.6 + 1.4) / 10))
+    same = dict.fromkeys(("piqa", "siqa", "numina_math"), 450)
+    assert benchmarks.averages({"piqa": 0.7, "siqa": 0.6, "numina_math": 0.2}, same) == pytest.approx((0.5, 0.5))

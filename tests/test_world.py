@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import data
-from data import Task, hide_labels, load_tasks, make_prompt, small_world, verify
+from data import Task, hide_labels, load_splits, load_tasks, make_prompt, small_world, spend_labels, verify
 from support.world import MISCONCEPTION
 
 
@@ -85,15 +85,118 @@ def test_jsonl_round_trip_and_split(tmp_path):
     assert len(load_tasks(str(tmp_path / "mine_train.jsonl"), "test")) == 1
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"id": "1", "domain": "math"}', '{"id": "1", "domain": "art", "question": "?"}',
-                                  '{"id": 1, "domain": "math", "question": "?"}', '{"id": "1", "domain": "math", "question": "?", "answer": 5}',
-                                  '{"id": "1", "domain": "code", "question": "?", "tests": "assert f()"}',
-                                  '{"id": "0", "domain": "math", "question": "?"}'])
+MALFORMED = [
+    "{", "[]", "{\"id\": ", '{"id": "1", "domain": "math"}', '{"id": "1", "domain": "art", "question": "?"}',
+    '{"id": 1, "domain": "math", "question": "?"}', '{"id": "1", "domain": "math", "question": "?", "answer": true}',
+    '{"id": "1", "domain": "math", "question": "?", "answer": [5]}',
+    '{"id": "1", "domain": "math", "question": "?", "answer": Infinity}',
+    '{"id": "1", "domain": "code", "question": "?", "tests": "assert f()"}',
+    '{"id": "0", "domain": "math", "question": "?"}']
+
+
+@pytest.mark.parametrize("line", MALFORMED)
 def test_malformed_jsonl_names_file_and_line(tmp_path, line):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"id": "0", "domain": "math", "question": "1?", "answer": "1"}\n' + line)
-    with pytest.raises(ValueError, match="bad.jsonl:2: "):
+    with pytest.raises(ValueError, match="bad.jsonl:2: ") as caught:
         load_tasks(str(path), "train")
+    assert "\n" not in str(caught.value)
+
+
+def write(path, *rows):
+    """A JSONL file of tasks with an id and, unless they say otherwise, the domain math."""
+    rows = [{"id": str(i), "domain": "math", "question": f"{i}?"} | row for i, row in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("label, choices, letter", [
+    ("B", "x y", "B"), ("b", "x y", "B"), ("(B)", "x y", "B"), ("B.", "x y", "B"), (2, "x y", "B"), ("2", "x y", "B"),
+    ("Y", "x y", "B"), ("dry wood", "ice|dry wood", "B"), (" Dry Wood ", "ice|dry wood", "B"), ("2", "5 2", "B"),
+    (4, "3 5 7 4", "D"), ("A", "B A", "A"), ("J", "q r s t u v w x y z", "J"), (10, "q r s t u v w x y z", "J")])
+def test_labels_of_choices_become_letters(tmp_path, label, choices, letter):
+    choices = choices.split("|") if "|" in choices else choices.split()
+    path = write(tmp_path / "t_train.jsonl", {"domain": "qa", "choices": choices, "answer": label})
+    [task] = load_tasks(str(path), "train")
+    assert task.answer == letter and verify(task, f"#### {letter}") == 1.0
+
+
+@pytest.mark.parametrize("label, choices, problem", [
+    ("C", "x y", "is no choice"), (0, "x y", "is no choice"), (3, "x y", "is no choice"), ("", "x y", "is no choice"),
+    ("", "x ", "is no choice"), ("maybe x", "x y", "is no choice"), ("3", "2 3 4", "means two choices"),
+    (1, "4 1 7", "means two choices"), ("x", "x x", "means two choices"), (1.0, "x y", "is no choice"),
+    ("A", "a b c d e f g h i j k", "11 choices are more than the 10"),
+    ("Paris", "", "give choices, or a domain of your own")])
+def test_labels_that_are_no_choice_are_refused_with_what_to_do(tmp_path, label, choices, problem):
+    path = write(tmp_path / "t_train.jsonl", {"domain": "qa", "choices": choices.split(), "answer": label})
+    with pytest.raises(ValueError, match=f"t_train.jsonl:1: .*{problem}"):
+        load_tasks(str(path), "train")
+
+
+def test_letters_where_the_choices_stand_in_the_question_and_numbers_as_answers(tmp_path):
+    path = write(tmp_path / "t_train.jsonl", {"domain": "qa", "question": "A ice B wood: which burns?", "answer": "B"},
+                 {"answer": 42}, {"answer": -0.5}, {"answer": 1e-7}, {"answer": 12345678901234567890})
+    answers = [task.answer for task in load_tasks(str(path), "train")]
+    assert answers == ["B", "42", "-0.5", "0.0000001", "12345678901234567890"]
+
+
+def test_lines_end_at_newlines_only(tmp_path):
+    text = "one\u2028two\u2029three\u0085four\x0bfive"
+    path = tmp_path / "t_train.jsonl"
+    row = {"id": "0", "domain": "math", "question": text, "answer": "1", "rollouts": [{"response": text, "reward": 0}]}
+    lines = json.dumps(row, ensure_ascii=False) + "\r\n\r\n" + json.dumps({**row, "id": "1", "question": "other"})
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert [task.question for task in load_tasks(str(path), "train")] == [text, "other"]
+    assert data.read_rollouts(path)[1] == [text, text]
+    path.write_bytes(lines.encode("utf-16"))
+    with pytest.raises(ValueError, match="t_train.jsonl: not UTF-8"):
+        load_tasks(str(path), "train")
+
+
+README_ROWS = """
+{"id": "1", "domain": "math", "question": "6 * 7?", "answer": "42"}
+{"id": "2", "domain": "qa", "question": "Which burns?", "choices": ["ice", "wood"], "answer": "B"}
+{"id": "3", "domain": "code", "question": "Write double(x).", "tests": ["assert double(4) == 8"]}
+{"id": "4", "domain": "math", "question": "7 * 8?", "answer": null}
+"""
+
+
+def test_the_rows_of_the_readme_are_a_data_set(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(README_ROWS)
+    train, test, dropped = load_splits(str(path))
+    assert [task.id for task in train] == ["mine/1", "mine/3", "mine/4"] and [task.id for task in test] == ["mine/2"]
+    assert not dropped and all(task.labelled for task in test)
+    tasks, words = spend_labels(train, 0.2, seed=0)
+    assert tasks == train and words.startswith("all 2 labels of 3 training tasks are used")
+
+
+def test_a_partly_labelled_file_keeps_all_its_labels(tmp_path):
+    rows = [{"answer": str(i)} if i % 5 == 0 else {} for i in range(100)]
+    train, test, dropped = load_splits(str(write(tmp_path / "mine.jsonl", *rows)))
+    assert all(task.labelled for task in test) and len(train) + len(test) == 100 and not dropped
+    labelled = [task for task in train if task.labelled]
+    assert len(labelled) + len(test) == 20 and 0 < len(test) < len(labelled)
+    tasks, _ = spend_labels(train, 0.2, seed=0)
+    assert [task for task in tasks if task.labelled] == labelled
+    write(tmp_path / "own_train.jsonl", *({"question": f"{i} + 0?"} | row for i, row in enumerate(rows)))
+    write(tmp_path / "own_test.jsonl", *rows)
+    train, test, dropped = load_splits(str(tmp_path / "own_train.jsonl"))
+    assert (len(train), len(test)) == (100, 20) and dropped == {
+        str(tmp_path / "own_train.jsonl"): {"no label to test with": 80}}
+
+
+def test_an_experiment_hides_labels_and_says_so():
+    tasks = load_tasks("world", "train", limit=50)
+    hidden, words = spend_labels(tasks, 0.2, seed=1)
+    assert hidden == hide_labels(tasks, 0.2, seed=1) and words.startswith("10 of 50 labels are kept, drawn")
+    worth = [task.id for task in reversed(tasks)]
+    for ratio, count in ((0.1, 5), (0.3, 15), (1.0, 50)):
+        hidden, words = spend_labels(tasks, ratio, 1, picked=["unknown", worth[0], *worth])
+        assert {task.id for task in hidden if task.labelled} == set(worth[:count]) and "picked" in words
+        assert all(task.answer is None and task.tests is None for task in hidden if task.id not in worth[:count])
+    with pytest.raises(ValueError, match="label_pick: 3 labelled tasks are picked, 10 are to keep their label"):
+        hide_labels(tasks, 0.2, 1, picked=worth[:3])
 
 
 def test_unknown_tasks_and_missing_files():
