@@ -187,14 +187,14 @@ def train(config: Config) -> dict:
     results.json."""
     from tqdm import tqdm
 
-    from data import hide_labels
+    from data import spend_labels
 
     config.output_dir = config.resume or config.output_dir or time.strftime(
         f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
     run = start(config)
     everything, test = load_data(run)
     order = coverage_order(run, everything) if config.label_pick == "coverage" else None
-    tasks = hide_labels(everything, config.label_ratio, config.seed, order)
+    tasks, labels_kept = spend_labels(everything, config.label_ratio, config.seed, order)
     audit = Audit(everything, config.threshold)
     del everything  # from here on a hidden label exists in the audit only
     labelled = [task for task in tasks if task.labelled]
