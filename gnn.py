@@ -1,20 +1,22 @@
-"""The reward networks: cosine nearest neighbours, graph convolution, messages between rollouts, training, metrics.
+"""The reward networks: cosine nearest neighbours, graph convolution, messages between rollouts, training,
+metrics.
 
-Knows tensors only; memreward.py decides what is remembered. Three node types (a query, and for each of its G rollouts a
-thinking and an answer) and five relations with one weight each: structural edges query-thinking and thinking-answer
-inside a group, similarity edges between queries, between thinkings and between answers of different groups.
-Similarity edges run one way, from *senders* (groups whose rewards are known and are part of their input) to *receivers*
-(the groups being judged, no reward of theirs goes in). So labels travel along edges, senders never depend on who asks
-and can be cached, and leave-one-out training only has to hide a group from itself.
+Knows tensors only; memreward.py decides what is remembered. Three node types (a query, and for each of its G
+rollouts a thinking and an answer) and five relations with one weight each: structural edges query-thinking
+and thinking-answer inside a group, similarity edges between queries, between thinkings and between answers of
+different groups. Similarity edges run one way, from *senders* (groups whose rewards are known and are part of
+their input) to *receivers* (the groups being judged, no reward of theirs goes in). So labels travel along
+edges, senders never depend on who asks and can be cached, and leave-one-out training only has to hide a group
+from itself.
 
-Embeddings decide who is near, and nothing else: what a node holds are features of the answer and known rewards. So a
-kind of question that no network was trained on is judged as soon as a few of its rollouts are remembered.
+Embeddings decide who is near, and nothing else: what a node holds are features of the answer and known
+rewards. So a kind of question that no network was trained on is judged as soon as a few of its rollouts are
+remembered.
 """
 
 import contextlib
 import copy
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,21 +37,23 @@ class Groups(NamedTuple):
         return Groups(*(part[index] for part in self))
 
 
-# ------------------------------------------------------------------------------------------------------------ the graph
+# -------------------------------------------------------------------------------------------------- the graph
 
 
 def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The min(k, M) rows of `memory` (..., M, d) closest in angle to each row of `queries` (..., N, d), best first.
+    """The min(k, M) rows of `memory` (..., M, d) closest in angle to each row of `queries` (..., N, d), best
+    first.
 
-    Returns indices and cosines, both (..., N, min(k, M)). Cosines that agree to 1e-6 are a tie, which goes to the lower
-    index. `exclude` (..., N, M) marks pairs that must not meet: where they leave fewer than k rows, the surplus columns
-    hold the cosine -inf. A row of zeros has the cosine 0 to everything.
+    Returns indices and cosines, both (..., N, min(k, M)). Cosines that agree to 1e-6 are a tie, which goes to
+    the lower index. `exclude` (..., N, M) marks pairs that must not meet: where they leave fewer than k rows,
+    the surplus columns hold the cosine -inf. A row of zeros has the cosine 0 to everything.
 
-    >>> indices, cosines = knn(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]]), k=2)
+    >>> memory = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]])
+    >>> indices, cosines = knn(torch.tensor([[1.0, 0.0]]), memory, k=2)
     >>> indices.tolist(), [round(cosine, 3) for cosine in cosines[0].tolist()]
     ([[1, 2]], [1.0, 0.6])
     """
-    lengths = memory.norm(dim=-1).clamp(min=1e-12)  # dividing by lengths spares a normalised copy of the memory
+    lengths = memory.norm(dim=-1).clamp(min=1e-12)  # dividing by it spares a normalised copy of the memory
     cosines = F.normalize(queries, dim=-1) @ memory.mT / lengths.unsqueeze(-2)  # (..., N, M)
     if exclude is not None:
         cosines = cosines.masked_fill(exclude, -math.inf)
@@ -61,19 +65,21 @@ def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) 
 
 def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor | None = None,
                      ids: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-    """The one graph of training and prediction: (senders, cosines) of queries (B, n), thinkings and answers (B, G, k).
+    """The one graph of training and prediction: (senders, cosines) of queries (B, n), thinkings and answers
+    (B, G, k).
 
-    A query hears from all groups of the k nearest memory queries (n is k times the most groups of a query); a thinking
-    (an answer) from the k most similar thinkings (answers) among their rollouts. Sender numbers count the memory's
-    rows, for rollouts M*G of them. `ids` (M,) tells which groups are of one query (None: each of another). `exclude`
-    (B, M) hides memory groups from a receiver; an edge of cosine -inf fills a column and carries nothing. k = 0: none.
+    A query hears from all groups of the k nearest memory queries (n is k times the most groups of a query); a
+    thinking (an answer) from the k most similar thinkings (answers) among their rollouts. Sender numbers
+    count the memory's rows, for rollouts M*G of them. `ids` (M,) tells which groups are of one query (None:
+    each of another). `exclude` (B, M) hides memory groups from a receiver; an edge of cosine -inf fills a
+    column and carries nothing. k = 0: none.
     """
     count, size = memory.thinkings.shape[:2]
     ids = torch.arange(count, device=memory.queries.device) if ids is None else ids
     if k == 0:
         k, exclude = 1, ids.new_ones(len(receivers.queries), count, dtype=torch.bool)
     near, cosines = knn(receivers.queries, memory.queries, k * int(ids.bincount().max()), exclude)  # (B, n)
-    seen = (ids[near][:, :, None] == ids[near][:, None]).tril(-1).any(-1)  # another group of this query came before
+    seen = (ids[near][:, :, None] == ids[near][:, None]).tril(-1).any(-1)  # its query came before
     cosines = cosines.masked_fill((~seen).cumsum(-1) > k, -math.inf)
     edges = [(near, cosines)]
     candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, n*G)
@@ -86,20 +92,22 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
 
 
 def edge_weights(cosines: Tensor) -> Tensor:
-    """max(cos_ij, 0) / degree of each receiver's edges (..., k): a mean in which what is unlike says nothing."""
+    """max(cos_ij, 0) / degree of each receiver's edges (..., k): a mean in which what is unlike says
+    nothing."""
     return cosines.clamp(min=0) / cosines.isfinite().sum(-1, keepdim=True).clamp(min=1)
 
 
 def receive_messages(messages: Tensor, senders: Tensor, weights: Tensor) -> Tensor:
-    """sum_j weight_ij message_j over each receiver's edges (..., k). Messages (M, w) or (M, G, w) -> (..., w)."""
+    """sum_j weight_ij message_j over each receiver's edges (..., k). Messages (M, w) or (M, G, w) -> (...,
+    w)."""
     flat = senders.flatten(0, -2), messages.flatten(0, -2)
     heard = F.embedding_bag(*flat, per_sample_weights=weights.flatten(0, -2), mode="sum")
     return heard.unflatten(0, senders.shape[:-1])
 
 
 def structural_edges(count: int, size: int, device=None) -> tuple[Tensor, Tensor]:
-    """The edges inside `count` groups of `size` rollouts, query-thinking and thinking-answer, both ways, (2, e) each.
-    Nodes are numbered: all queries, then all thinkings, then all answers.
+    """The edges inside `count` groups of `size` rollouts, query-thinking and thinking-answer, both ways, (2,
+    e) each. Nodes are numbered: all queries, then all thinkings, then all answers.
 
     >>> [edges.tolist() for edges in structural_edges(1, 2)]
     [[[0, 0, 1, 2], [1, 2, 0, 0]], [[1, 2, 3, 4], [3, 4, 1, 2]]]
@@ -110,7 +118,7 @@ def structural_edges(count: int, size: int, device=None) -> tuple[Tensor, Tensor
     return tuple(torch.stack([torch.cat([a, b]), torch.cat([b, a])]) for a, b in pairs)
 
 
-# --------------------------------------------------------------------------------------------------------- the networks
+# ----------------------------------------------------------------------------------------------- the networks
 
 
 class GCNLayer(nn.Module):
@@ -121,11 +129,13 @@ class GCNLayer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """x (n, in_dim), edge_index (2, e) of sources and targets, an undirected edge both ways -> (n, out_dim)."""
+        """x (n, in_dim), edge_index (2, e) of sources and targets, an undirected edge both ways -> (n,
+        out_dim)."""
         source, target = edge_index
         scale = (1 + torch.bincount(target, minlength=len(x))).rsqrt()[:, None]
         h = scale * x
-        return self.linear(scale * h.index_add(0, target, h.index_select(0, source)))  # h itself is the self-loop I
+        h = h.index_add(0, target, h.index_select(0, source))  # h itself is the self-loop I
+        return self.linear(scale * h)
 
 
 class Judge(nn.Module):
@@ -139,19 +149,22 @@ class Judge(nn.Module):
 
     def forward(self, query: Tensor, *rollout: Tensor) -> Tensor:
         """States of queries (B, w) and of their rollouts (B, G, w) each -> logits (B, G)."""
-        q, r = self.query(query)[:, None], self.rollout(torch.cat(rollout, dim=-1))  # (B, 1, width), (B, G, width)
+        q = self.query(query)[:, None]  # (B, 1, width)
+        r = self.rollout(torch.cat(rollout, dim=-1))  # (B, G, width)
         return (q * r).sum(-1) / q.shape[-1]**0.5 + self.bias
 
 
 class RewardGNN(nn.Module):
-    """The fast memory: a heterogeneous GCN. `send` runs on groups with known rewards, `receive` on the groups to be judged;
-    both share every weight.
+    """The fast memory: a heterogeneous GCN. `send` runs on groups with known rewards, `receive` on the groups
+    to be judged; both share every weight.
 
-    A node starts as its type, an answer with its features, a sender's thinkings and answers with the known reward as -1
-    or 1. Kind "paper" is the paper's network instead: embeddings are inputs and known rewards are not.
+    A node starts as its type, an answer with its features, a sender's thinkings and answers with the known
+    reward as -1 or 1. Kind "paper" is the paper's network instead: embeddings are inputs and known rewards
+    are not.
     """
 
-    def __init__(self, dim: int, features: int, hidden: int = 64, layers: int = 2, dropout: float = 0.1, kind: str = "gcn"):
+    def __init__(self, dim: int, features: int, hidden: int = 64, layers: int = 2, dropout: float = 0.1,
+                 kind: str = "gcn"):
         super().__init__()
         self.kind, self.dropout = kind, nn.Dropout(dropout)
         widths = [3 + features + (dim if kind == "paper" else 1)] + [hidden] * (layers - 1)
@@ -163,32 +176,38 @@ class RewardGNN(nn.Module):
 
     def inputs(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
         """What the B + 2*B*G nodes start as (n, 3+f+1), queries first, then thinkings, then answers."""
-        count, size, width = groups.features.shape
-        kinds = torch.eye(3, device=groups.features.device)[:, None]  # (3, 1, 3): is it a query, a thinking, an answer?
-        features = groups.features.flatten(0, 1)  # (B*G, f)
+        count, features = len(groups.features), groups.features.flatten(0, 1)  # (B*G, f)
+        types = torch.eye(3, device=features.device)[:, None]  # (3, 1, 3): a query, a thinking, an answer
         if self.kind == "paper":
-            own = [groups.queries.shape[-1]**0.5 * part.flatten(0, -2) for part in groups[:3]]  # entries around 1
+            scale = groups.queries.shape[-1]**0.5  # the entries of a unit vector become about 1
+            own = [scale * part.flatten(0, -2) for part in groups[:3]]
         else:
             known = torch.zeros_like(features[:, :1]) if rewards is None else 2 * rewards.view(-1, 1) - 1
-            own = [torch.zeros_like(features[:count, :1]), known, known]
-        described = [features.new_zeros(count, width), torch.zeros_like(features), features]
-        return torch.cat([torch.cat([kind.expand(len(x), 3), f, x], dim=1) for kind, f, x in zip(kinds, described, own)])
+            own = [known.new_zeros(count, 1), known, known]
+        described = [features.new_zeros(count, features.shape[1]), torch.zeros_like(features), features]
+        nodes = [torch.cat([kind.expand(len(x), 3), f, x], dim=1)
+                 for kind, f, x in zip(types, described, own, strict=True)]
+        return torch.cat(nodes)
 
     def structure(self, layer: int, x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
         """One graph convolution over both kinds of structural edges, (n, w) -> (n, hidden)."""
         return self.query_thinking[layer](x, edges[0]) + self.thinking_answer[layer](x, edges[1])
 
     def send(self, groups: Groups, rewards: Tensor) -> list[list[Tensor]]:
-        """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B, hidden),
-        thinkings and answers (B, G, hidden). No similarity edge comes in, so they depend on nobody else."""
-        x, edges, messages = self.inputs(groups, rewards), structural_edges(*rewards.shape, rewards.device), []
+        """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B,
+        hidden), thinkings and answers (B, G, hidden). No similarity edge comes in, so they depend on nobody
+        else."""
+        x, messages = self.inputs(groups, rewards), []
+        edges = structural_edges(*rewards.shape, rewards.device)
         for layer, relations in enumerate(self.similarity):
             x = F.relu(self.structure(layer - 1, x, edges)) if layer else x
             messages.append([relation(h) for relation, h in zip(relations, by_type(x, *rewards.shape))])
         return messages
 
-    def receive(self, groups: Groups, messages: list[list[Tensor]], edges: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits (B, G) of groups without rewards, given the senders' `messages` and the `similarity_edges` to them."""
+    def receive(self, groups: Groups, messages: list[list[Tensor]],
+                edges: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Logits (B, G) of groups without rewards, given the senders' `messages` and the `similarity_edges`
+        to them."""
         shape = groups.features.shape[:2]
         x, inside = self.inputs(groups), structural_edges(*shape, groups.features.device)
         for layer, tables in enumerate(messages):
@@ -200,13 +219,15 @@ class RewardGNN(nn.Module):
 
 
 def by_type(x: Tensor, count: int, size: int) -> list[Tensor]:
-    """The states of queries (B, w), thinkings and answers (B, G, w) out of those of all nodes (B + 2*B*G, w)."""
+    """The states of queries (B, w), thinkings and answers (B, G, w) out of those of all nodes (B + 2*B*G,
+    w)."""
     query, *rollouts = x.split([count, count * size, count * size])
     return [query, *(part.unflatten(0, (count, size)) for part in rollouts)]
 
 
 class RewardMLP(nn.Module):
-    """The slow learner beside the memory: the embeddings themselves, and nobody is asked. Same use as RewardGNN."""
+    """The slow learner beside the memory: the embeddings themselves, and nobody is asked. Same use as
+    RewardGNN."""
 
     def __init__(self, dim: int, features: int, hidden: int = 64, layers: int = 2, dropout: float = 0.1):
         super().__init__()
@@ -226,32 +247,34 @@ class RewardMLP(nn.Module):
 
     def receive(self, groups: Groups, messages: list, edges: list) -> Tensor:
         """Logits (B, G)."""
-        rollout = torch.cat([self.scale * groups.thinkings, self.scale * groups.answers, groups.features], dim=-1)
-        return self.judge(self.query(self.scale * groups.queries), self.rollout(rollout), groups.features)
+        queries, thinkings, answers = (self.scale * part for part in groups[:3])
+        rollouts = torch.cat([thinkings, answers, groups.features], dim=-1)
+        return self.judge(self.query(queries), self.rollout(rollouts), groups.features)
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
 
 
-def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbors: int, held_out: Tensor | None = None,
-        epochs: int = 150, patience: int = 20, learning_rate: float = 1e-3, weight_decay: float = 1e-2,
-        seed: int = 0) -> list[dict]:
-    """Train on the memory's own rewards (M, G), leave-one-out: a group never hears itself, but it hears the other groups
-    of its query, its siblings. So training looks like use, where a query has labelled ones that are much like it.
+def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbors: int,
+        held_out: Tensor | None = None, epochs: int = 150, patience: int = 20, learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2, seed: int = 0) -> list[dict]:
+    """Train on the memory's own rewards (M, G), leave-one-out: a group never hears itself, but it hears the
+    other groups of its query, its siblings. So training looks like use, where a query has labelled ones that
+    are much like it.
 
-    Every group sends; the loss is the binary cross-entropy of all groups but those `held_out` (M,) marks. Training
-    stops after `patience` epochs without a lower loss on those, and the best epoch's weights are restored; where none
-    is held out it lasts `patience` epochs. `ids` (M,) tells which groups are of one query. Returns one dict an epoch:
-    epoch, train_loss, val_loss, val_auc (nan without validation), best (True for the epoch kept). The global random
-    state stays as it was.
+    Every group sends; the loss is the binary cross-entropy of all groups but those `held_out` (M,) marks.
+    Training stops after `patience` epochs without a lower loss on those, and the best epoch's weights are
+    restored; where none is held out it lasts `patience` epochs. `ids` (M,) tells which groups are of one
+    query. Returns one dict an epoch: epoch, train_loss, val_loss, val_auc (nan without validation), best
+    (True for the epoch kept). The global random state stays as it was.
     """
     held_out = torch.zeros_like(ids, dtype=torch.bool) if held_out is None else held_out
     edges = similarity_edges(memory, memory, neighbors, same_rollouts(memory), ids)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     history, best, weights = [], {"epoch": 0, "val_loss": math.inf}, None
 
-    parts = [(memory.rows(part), [(senders[part], cosines[part]) for senders, cosines in edges], rewards[part])
-             for part in (~held_out, held_out)]
+    parts = [(memory.rows(rows), [(near[rows], cosines[rows]) for near, cosines in edges], rewards[rows])
+             for rows in (~held_out, held_out)]
 
     def judge(groups: Groups, edges: list[tuple[Tensor, Tensor]], truth: Tensor) -> tuple[Tensor, Tensor]:
         logits = model.receive(groups, model.send(memory, rewards), edges)
@@ -264,7 +287,8 @@ def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan, "val_auc": math.nan, "best": False})
+            history.append({"epoch": epoch, "train_loss": loss.item(), "val_loss": math.nan,
+                            "val_auc": math.nan, "best": False})
             if held_out.any():
                 model.eval()
                 with torch.no_grad():
@@ -285,40 +309,16 @@ def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
 
 
 def same_rollouts(groups: Groups) -> Tensor:
-    """(M, M) marks the groups that hold the same rollouts, whatever their ids: each group itself, and its copies."""
+    """(M, M) marks the groups that hold the same rollouts, whatever their ids: each group itself, and its
+    copies."""
     rows = torch.cat([part.flatten(1) for part in groups], dim=1)
     number = rows.unique(dim=0, return_inverse=True)[1]
     return number[:, None] == number
 
 
-def calibrate(inputs: Tensor, rewards: Tensor, strength: float = 3.0) -> Tensor:
-    """Weights (f,) of a logistic regression of rewards (n,) on inputs (n, f), of which the first is a logit. They are
-    held near (1, 0, .., 0), the logit as it is, by strength/2 times the squared distance. With a logit and a 1 as
-    inputs it is Platt scaling.
-
-    >>> logit, one = torch.linspace(-4, 4, 999), torch.ones(999)
-    >>> round(calibrate(torch.stack([4 * logit, one], 1), logit.sigmoid())[0].item(), 2)
-    0.25
-    """
-    inputs, rewards = inputs.double(), rewards.double()
-    start = torch.eye(inputs.shape[1])[0].to(inputs)
-    weights = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(inputs @ weights, rewards, reduction="sum")
-        loss = loss + strength / 2 * (weights - start).square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weights.detach().float()
-
-
 def fold_ids(ids: Tensor, count: int) -> Tensor:
-    """A random fold (M,) from 0 to count - 1 for each group, the same for all groups of an id; -1 where there are fewer
-    ids than folds."""
+    """A random fold (M,) from 0 to count - 1 for each group, the same for all groups of an id; -1 where there
+    are fewer ids than folds."""
     unique, inverse = ids.unique(return_inverse=True)
     if len(unique) < count:
         return torch.full_like(ids, -1)
@@ -334,10 +334,11 @@ def seeded(seed: int, device: torch.device):
 
 
 def metrics(probabilities: Tensor, rewards: Tensor, threshold: float = 0.5) -> dict[str, float]:
-    """How well probabilities (n,) tell right rollouts (reward 1) from wrong ones; nan where a quotient is 0/0.
+    """How well probabilities (n,) tell right rollouts (reward 1) from wrong ones; nan where a quotient is
+    0/0.
 
-    Reward 1 is predicted above the threshold. fp_rate is the share of wrong rollouts that would be rewarded; auc the
-    probability that a right rollout scores above a wrong one, a tie counting one half.
+    Reward 1 is predicted above the threshold. fp_rate is the share of wrong rollouts that would be rewarded;
+    auc the probability that a right rollout scores above a wrong one, a tie counting one half.
 
     >>> result = metrics(torch.tensor([0.9, 0.8, 0.8, 0.1]), torch.tensor([1.0, 0.0, 1.0, 0.0]))
     >>> {name: round(value, 3) for name, value in result.items()}
@@ -346,59 +347,18 @@ def metrics(probabilities: Tensor, rewards: Tensor, threshold: float = 0.5) -> d
     right, predicted = rewards > 0.5, probabilities > threshold
     hits, false = (predicted & right).sum().item(), (predicted & ~right).sum().item()
     positives, negatives = right.sum().item(), (~right).sum().item()
-    ratio = lambda part, whole: part / whole if whole else math.nan  # noqa: E731
     _, value, counts = probabilities.unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts - 1) / 2)[value]  # equal values share their mean rank, from 1
+    rank_sum = ranks[right].double().sum().item() - positives * (positives + 1) / 2
+
+    def ratio(part: float, whole: float) -> float:
+        return part / whole if whole else math.nan
+
     return {
         "accuracy": ratio(hits + negatives - false, positives + negatives),
         "precision": ratio(hits, hits + false),
         "recall": ratio(hits, positives),
         "f1": ratio(2 * hits, hits + false + positives),
         "fp_rate": ratio(false, negatives),
-        "auc": ratio(ranks[right].double().sum().item() - positives * (positives + 1) / 2, positives * negatives),
+        "auc": ratio(rank_sum, positives * negatives),
     }
-
-
-def calibration_error(probabilities: Tensor, rewards: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: |mean probability - share of right ones| in equal bins of [0, 1], weighted by size.
-
-    >>> round(calibration_error(torch.tensor([0.9, 0.9, 0.2, 0.1]), torch.tensor([1.0, 0.0, 0.0, 0.0])), 3)
-    0.275
-    """
-    bin_of = (probabilities * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins, device=rewards.device).index_add(0, bin_of, probabilities - rewards)
-    return gaps.abs().sum().item() / len(rewards)
-
-
-# ------------------------------------------------------------------------------------------------- which labels to buy
-
-
-def facility_location(embeddings: Tensor, count: int, picked: Sequence[int] = (),
-                      block: int = 1024) -> tuple[list[int], list[float]]:
-    """The `count` rows of `embeddings` (n, d) that together stand nearest to all, best first: greedily the row j that adds
-    most to sum_i max(0, max_{j picked} cos_ij), which is within 1 - 1/e of the best choice (Nemhauser et al., 1978). Every
-    prefix is a choice of its own. `picked` rows are there already and are not chosen again; a tie goes to the first row.
-
-    Returns the rows and, for each, what it added, as a share of n: their sum is the mean cosine of a row to the nearest
-    pick. Only rows that a pick brings nearer change what others would add, so the cosines are computed for these,
-    `block` rows at a time; all of them never exist at once.
-
-    >>> facility_location(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]]), count=2)[0]
-    [2, 3]
-    """
-    x = F.normalize(embeddings.float(), dim=-1)
-    nearest, gains = x.new_zeros(len(x)), x.new_zeros(len(x), dtype=torch.float64)
-    for rows in torch.arange(len(x), device=x.device).split(block):
-        gains += (x[rows] @ x.T).clamp(min=0).sum(0)
-    order, added, picked = [], [], list(picked)
-    for number in range(len(picked) + min(count, len(x) - len(picked))):
-        best = picked[number] if number < len(picked) else int(gains.round(decimals=5).argmax())
-        if number >= len(picked):
-            order.append(best)
-            added.append(gains[best].item() / len(x))
-        nearer = torch.maximum(nearest, x @ x[best])
-        for rows in (nearer > nearest).nonzero().squeeze(1).split(block):
-            cosines = (x[rows] @ x.T).minimum(nearer[rows, None])  # what lies beyond the new pick can still be gained
-            gains -= cosines.sub_(nearest[rows, None]).clamp_(min=0).sum(0)
-        nearest, gains[best] = nearer, -math.inf
-    return order, added

@@ -1,34 +1,32 @@
-"""The experience memory: rollouts with known rewards, which predict the rewards of rollouts nobody has verified."""
+"""The experience memory: rollouts with known rewards, which predict the rewards of rollouts nobody has
+verified."""
 
 import ast
 import functools
 import math
 import os
 import re
-import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from types import SimpleNamespace
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import LETTERS, Task, extract_code, hide_labels, parse_code, reach_hub, split_response, verify_batch
-from gnn import (Groups, RewardGNN, RewardMLP, calibrate, calibration_error, edge_weights, fit, fold_ids, metrics,
-                 receive_messages, same_rollouts, seeded, similarity_edges)
+from data import LETTERS, Task, extract_code, parse_code, reach_hub, split_response, verify_batch
+from gnn import Groups, RewardGNN, RewardMLP, fit, fold_ids, same_rollouts, seeded, similarity_edges
+from support.calibration import calibrate
+from support.encoders import hash_group, load_encoder, signature
 
 
 class ExperienceMemory:
     """Groups of rollouts with known rewards, and the networks that carry these rewards to groups without any.
 
-    The logit of a rollout is w . [mean logit of the networks, its features, 1]; w is fitted on logits of networks that
-    were not trained on that query's rewards, so that it calibrates (Platt) with the labels there are. `config` is any
-    object with neighbors (k), groups_per_query, gnn and all settings gnn_*. Only the direction of embeddings counts.
-    The first `remember` settles their width d, the group size G, the number of features f and the device.
+    The logit of a rollout is w . [mean logit of the networks, its features, 1]; w is fitted on logits of
+    networks that were not trained on that query's rewards, so that it calibrates (Platt) with the labels
+    there are. `config` is any object with neighbors (k), groups_per_query, gnn and all settings gnn_*. Only
+    the direction of embeddings counts. The first `remember` settles their width d, the group size G, the
+    number of features f and the device.
     """
 
     def __init__(self, config):
@@ -41,25 +39,31 @@ class ExperienceMemory:
 
     def remember(self, ids: list[str], queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor,
                  rewards: Tensor) -> None:
-        """Append groups: queries (B, d), thinkings and answers (B, G, d), features (B, G, f), rewards (B, G) of 0 or 1.
+        """Append groups: queries (B, d), thinkings and answers (B, G, d), features (B, G, f), rewards (B, G)
+        of 0 or 1.
 
-        Of one id only the newest `groups_per_query` groups stay. After `fit` the new rows join the cached messages.
+        Of one id only the newest `groups_per_query` groups stay. After `fit` the new rows join the cached
+        messages.
         """
         new = self._groups(queries, thinkings, answers, features)
         if len(ids) != len(queries) or rewards.shape != thinkings.shape[:2]:
-            raise ValueError(f"remember wants an id and G rewards a query, {tuple(thinkings.shape[:2])} in all, "
-                             f"got {len(ids)} ids and rewards {tuple(rewards.shape)}")
+            raise ValueError(f"remember wants an id and G rewards a query, {tuple(thinkings.shape[:2])} in "
+                             f"all, got {len(ids)} ids and rewards {tuple(rewards.shape)}")
         if not ((rewards == 0) | (rewards == 1)).all():
             raise ValueError("remember wants rewards that are 0 or 1")
         rewards = rewards.detach().float().to(new.queries.device)
         if self.groups is None:
             self.groups, self.rewards = new.rows(slice(0)), rewards[:0]
         elif new.thinkings.shape[1] != self.rewards.shape[1]:
-            raise ValueError(f"this memory holds groups of {self.rewards.shape[1]} rollouts, got {thinkings.shape[1]}")
+            raise ValueError(f"this memory holds groups of {self.rewards.shape[1]} rollouts, "
+                             f"got {thinkings.shape[1]}")
         count, ids = len(self), self.ids + list(ids)
         kept = torch.tensor(newest(ids, self.config.groups_per_query), dtype=torch.long)
         old_rows, new_rows = kept[kept < count], kept[kept >= count] - count
-        append = lambda old, new: torch.cat([old[old_rows], new[new_rows]])  # noqa: E731
+
+        def append(old: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([old[old_rows], new[new_rows]])
+
         with torch.inference_mode():
             sent = [model.send(self._scaled(new), rewards) for model in self.models]
         self.messages = [[[append(*pair) for pair in zip(*layer)] for layer in zip(*each)]
@@ -68,18 +72,21 @@ class ExperienceMemory:
         self.groups, self.rewards = Groups(*map(append, self.groups, new)), append(self.rewards, rewards)
 
     def fit(self, seed: int, without: Collection[str] = ()) -> list[list[dict]]:
-        """Train new networks on the whole memory, calibrate them, cache what they send; returns histories of `gnn.fit`.
+        """Train new networks on the whole memory, calibrate them, cache what they send; returns histories of
+        `gnn.fit`.
 
-        Every network stops early on another fifth of the queries, and its logits of these calibrate (cross-fitting):
-        all labels train, stop and calibrate, and no label outside the memory is used. Groups of the ids in `without`
-        take no part; afterwards they send like all others.
+        Every network stops early on another fifth of the queries, and its logits of these calibrate
+        (cross-fitting): all labels train, stop and calibrate, and no label outside the memory is used. Groups
+        of the ids in `without` take no part; afterwards they send like all others.
         """
         if not set(self.ids) - set(without):
             raise ValueError("the memory is empty: remember labelled rollouts before fit")
-        config, rows = self.config, torch.tensor([row for row, id in enumerate(self.ids) if id not in without])
+        config = self.config
+        rows = torch.tensor([row for row, id in enumerate(self.ids) if id not in without])
         std, mean = torch.std_mean(self.groups.features[rows].flatten(0, 1), dim=0, correction=0)
         self.scale = mean, std.masked_fill(std < 1e-6, math.inf)  # a feature that never varies says nothing
-        groups, rewards, ids = self._scaled(self.groups).rows(rows), self.rewards[rows], self._numbers(self.ids)[rows]
+        groups, rewards = self._scaled(self.groups).rows(rows), self.rewards[rows]
+        ids = self._numbers(self.ids)[rows]
         with seeded(seed, rewards.device):
             folds = fold_ids(ids, max(5, config.gnn_networks))
             self.models = [self._network(number) for number in range(config.gnn_networks)]
@@ -88,7 +95,8 @@ class ExperienceMemory:
                          config.gnn_patience, config.gnn_learning_rate, config.gnn_weight_decay, seed + fold)
                      for fold, model in enumerate(self.models)]
         with torch.inference_mode():
-            edges = similarity_edges(groups, groups, config.neighbors, same_rollouts(groups), ids)  # as in training
+            itself = same_rollouts(groups)  # hidden, as in training
+            edges = similarity_edges(groups, groups, config.neighbors, itself, ids)
             for fold, model in enumerate(self.models):
                 logits = model.receive(groups, model.send(groups, rewards), edges)
                 inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]
@@ -99,23 +107,27 @@ class ExperienceMemory:
 
     def predict(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor,
                 exclude: list[str] | None = None) -> Tensor:
-        """Probability (B, G) that each rollout is right; row by row, so the rest of the batch changes nothing.
+        """Probability (B, G) that each rollout is right; row by row, so the rest of the batch changes
+        nothing.
 
-        `exclude` names an id (or None) for each query: all memory groups of that id are hidden from this query.
+        `exclude` names an id (or None) for each query: all memory groups of that id are hidden from this
+        query.
         """
         groups = self._groups(queries, thinkings, answers, features)
         exclude = [None] * len(queries) if exclude is None else exclude
         if len(exclude) != len(queries):
-            raise ValueError(f"exclude wants an id or None for each of {len(queries)} queries, got {len(exclude)}")
+            raise ValueError(f"exclude wants an id or None for each of {len(queries)} queries, "
+                             f"got {len(exclude)}")
         return self._judge(groups, self._hidden(exclude))[0].sigmoid()
 
     def explain(self, query: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor,
                 exclude: str | None = None) -> list[dict]:
-        """Why each of G rollouts of one query (d,) got its probability, as plain numbers; thinkings (G, d) and so on.
+        """Why each of G rollouts of one query (d,) got its probability, as plain numbers; thinkings (G, d)
+        and so on.
 
-        One dict a rollout: probability; queries, the nearest in the memory, best first (id, cosine, rewards, and moved:
-        by how much the logit falls when this id is hidden too); thinkings and answers, the memory rollouts it listens
-        to (id, rollout, cosine, reward).
+        One dict a rollout: probability; queries, the nearest in the memory, best first (id, cosine, rewards,
+        and moved: by how much the logit falls when this id is hidden too); thinkings and answers, the memory
+        rollouts it listens to (id, rollout, cosine, reward).
         """
         group = self._groups(*(part[None] for part in (query, thinkings, answers, features)))
         hidden = self._hidden([exclude])
@@ -123,7 +135,8 @@ class ExperienceMemory:
         pairs = zip(*(part[0].tolist() for part in edges[0]))
         nearest = [(row, cosine) for row, cosine in pairs if math.isfinite(cosine)]
         without = hidden | self._hidden([self.ids[row] for row, _ in nearest])  # (k, M)
-        moved = logits - self._judge(group.rows(torch.zeros(len(nearest), dtype=torch.long)), without)[0]  # (k, G)
+        copies = group.rows(torch.zeros(len(nearest), dtype=torch.long))
+        moved = logits - self._judge(copies, without)[0]  # (k, G)
         size = self.rewards.shape[1]
 
         def rollouts(senders: Tensor, cosines: Tensor) -> list[dict]:
@@ -138,22 +151,23 @@ class ExperienceMemory:
                  "answers": rollouts(edges[2][0][0, g], edges[2][1][0, g])} for g in range(len(thinkings))]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write memory, network and cached messages to one file; an interrupted save leaves the old file whole."""
+        """Write memory, network and cached messages to one file; an interrupted save leaves the old file
+        whole."""
         models = [model.state_dict() for model in self.models]
         torch.save({"ids": self.ids, "groups": self.groups and list(self.groups), "rewards": self.rewards,
-                    "models": models, "weights": self.weights, "scale": self.scale, "messages": self.messages, "shape": self._shape()},
-                   f"{path}.tmp")
+                    "models": models, "weights": self.weights, "scale": self.scale, "messages": self.messages,
+                    "shape": self._shape()}, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
 
     def load(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> "ExperienceMemory":
         """Become the memory that `save` wrote, bit for bit; the config must ask for its networks."""
         state = torch.load(path, map_location=device, weights_only=True)
         if state["shape"] != self._shape():
-            raise ValueError(f"{path}: its gnn, gnn_networks, gnn_hidden, gnn_layers are {state['shape']}, the "
-                             f"settings {self._shape()}")
-        self.ids, self.rewards, self.messages = state["ids"], state["rewards"], state["messages"]
-        self.groups, self.weights, self.models = state["groups"] and Groups(*state["groups"]), state["weights"], []
-        self.scale = state["scale"]
+            raise ValueError(f"{path}: its gnn, gnn_networks, gnn_hidden, gnn_layers are {state['shape']}, "
+                             f"the settings {self._shape()}")
+        for name in ("ids", "rewards", "messages", "weights", "scale"):
+            setattr(self, name, state[name])
+        self.groups, self.models = state["groups"] and Groups(*state["groups"]), []
         for weights in state["models"]:
             with seeded(0, self.rewards.device):  # the random weights are replaced at once
                 self.models.append(self._network(len(self.models)).eval())
@@ -166,8 +180,8 @@ class ExperienceMemory:
     def _network(self, number: int) -> RewardGNN | RewardMLP:
         config = self.config
         kind = ("gcn", "mlp")[number % 2] if config.gnn == "mixed" else config.gnn
-        shape = (self.groups.queries.shape[-1], self.groups.features.shape[-1], config.gnn_hidden, config.gnn_layers,
-                 config.gnn_dropout)
+        shape = (self.groups.queries.shape[-1], self.groups.features.shape[-1], config.gnn_hidden,
+                 config.gnn_layers, config.gnn_dropout)
         model = RewardMLP(*shape) if kind == "mlp" else RewardGNN(*shape, kind)
         return model.to(self.rewards.device)
 
@@ -183,14 +197,16 @@ class ExperienceMemory:
     def _groups(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor) -> Groups:
         """Checked float32 tensors with embeddings of length 1, so that only their direction counts."""
         batch, size, dim = thinkings.shape
-        if queries.shape != (batch, dim) or answers.shape != thinkings.shape or features.shape[:-1] != (batch, size):
-            raise ValueError("wanted queries (B, d), thinkings and answers (B, G, d), features (B, G, f), got "
-                             + ", ".join(str(tuple(part.shape)) for part in (queries, thinkings, answers, features)))
-        widths = (dim, features.shape[-1])
-        if self.groups is not None and widths != (self.groups.queries.shape[-1], self.groups.features.shape[-1]):
-            raise ValueError(f"this memory holds embeddings and features of width "
-                             f"{self.groups.queries.shape[-1]} and {self.groups.features.shape[-1]}, got {widths}")
-        parts = [part.detach().float() for part in (queries, thinkings, answers, features)]
+        parts, widths = (queries, thinkings, answers, features), (dim, features.shape[-1])
+        wanted = (batch, dim), (batch, size, dim), (batch, size, dim), (batch, size, widths[1])
+        if tuple(tuple(part.shape) for part in parts) != wanted:
+            raise ValueError("wanted queries (B, d), thinkings and answers (B, G, d), features (B, G, f), "
+                             "got " + ", ".join(str(tuple(part.shape)) for part in parts))
+        held = widths if self.groups is None else tuple(part.shape[-1] for part in self.groups[2:])
+        if widths != held:
+            raise ValueError(f"this memory holds embeddings and features of width {held[0]} and {held[1]}, "
+                             f"got {widths}")
+        parts = [part.detach().float() for part in parts]
         if not all(part.isfinite().all() for part in parts):
             raise ValueError("embeddings and features must be finite")
         return Groups(*(F.normalize(part, dim=-1) for part in parts[:3]), parts[3])
@@ -211,7 +227,8 @@ class ExperienceMemory:
         """Logits (B, G) and the similarity edges they rest on."""
         groups = self._scaled(groups)
         edges = similarity_edges(groups, self.groups, self.config.neighbors, hidden, self._numbers(self.ids))
-        logits = [model.receive(groups, messages, edges) for model, messages in zip(self.models, self.messages)]
+        logits = [model.receive(groups, messages, edges)
+                  for model, messages in zip(self.models, self.messages, strict=True)]
         return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges
 
 
@@ -229,129 +246,74 @@ def newest(ids: list[str], limit: int) -> list[int]:
     return kept[::-1]
 
 
-# ----------------------------------------------------------------------------------- from rollouts to the graph's nodes
+# ------------------------------------------------------------------------- from rollouts to the graph's nodes
 
-HASH_DIM = 512
 Encoder = Callable[..., tuple[Tensor, Tensor, Tensor]]
 Keys = Sequence[Sequence[str | None]]  # `answer_key`s of B groups of G rollouts
 
 
 def make_encoder(name: str, tokenizer, device="cpu") -> Encoder:
-    """The function that embeds tasks and their rollouts: encode(tasks, rollouts, hidden) -> queries (B, d), thinkings
-    and answers (B, G, d), unit vectors.
+    """The function that embeds tasks and their rollouts: encode(tasks, rollouts, hidden) -> queries (B, d),
+    thinkings and answers (B, G, d), unit vectors.
 
-    `name` is "hash" for hashed n-grams (no model), "policy" for hidden states of the frozen reference policy, whose
-    pass GRPO needs anyway, or an encoder of transformers, such as the paper's sentence-transformers/all-MiniLM-L6-v2.
-    `tokenizer` is the policy's.
+    `name` is "hash" for hashed n-grams (no model), "policy" for hidden states of the frozen reference policy,
+    whose pass GRPO needs anyway, or an encoder of transformers, such as the paper's
+    sentence-transformers/all-MiniLM-L6-v2. `tokenizer` is the policy's. What cannot be used raises
+    ValueError.
     """
     if name == "hash":
         return hash_encoder
     if name == "policy":
         return functools.partial(policy_encoder, tokenizer)
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        reach_hub(name)
-        model, words = AutoModel.from_pretrained(name).to(device).eval(), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"encoder: cannot load {name!r}, neither hash, policy, a model folder nor a model at hand: "
-                         f"{str(error).splitlines()[0]}") from None  # fmt: skip
-    return functools.partial(text_encoder, model, words)
+    reach_hub(name)
+    return functools.partial(text_encoder, load_encoder(name, device))
 
 
-def hash_encoder(tasks: Sequence[Task], rollouts, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed counts of hashed 1- to 3-grams, with names and numbers called by their place (see `by_place`), so that the
-    same reasoning about other things looks the same."""
-    queries, thinkings, answers = [], [], []
-    group = len(rollouts.texts) // len(tasks)
-    for b, task in enumerate(tasks):
-        places: dict[str, str] = {}
-        for word in signature(task.question):
-            places.setdefault(word, f"f{len(places)}")
-        queries.append(hash_ngrams(by_place(" ".join([task.question, *(task.choices or ())]), places, "q")))
-        for text in rollouts.texts[b * group : (b + 1) * group]:
-            known = dict(places)  # what a response introduces is known to this response only
-            thinking, answer = split_response(text, task.domain)
-            thinkings.append(hash_ngrams(by_place(thinking, known, "r")))
-            answers.append(hash_ngrams(by_place(answer, known, "r")))
-    return shape_nodes(queries, thinkings, answers)
+def parts_of(tasks: Sequence[Task], rollouts) -> list[list[tuple[str, str]]]:
+    """Thinking and answer of every rollout, B lists of G pairs."""
+    size = len(rollouts.texts) // len(tasks)
+    return [[split_response(text, task.domain, task.choices)
+             for text in rollouts.texts[b * size : (b + 1) * size]] for b, task in enumerate(tasks)]
 
 
-def signature(question: str) -> list[str]:
-    """The names of functions and of their arguments that a question mentions.
-
-    >>> signature("Write the function area(a, b). It returns a times b.")
-    ['area', 'a', 'b']
-    """
-    found = re.findall(r"([^\W\d]\w*)\(([\w\s,]*)\)", question)
-    return [word for name, arguments in found for word in (name, *re.findall(r"[^\W\d]\w*", arguments))]
-
-
-def by_place(text: str, places: dict[str, str], prefix: str) -> list[str]:
-    """The words of a text, where numbers and capitalised words are called by the place of their first appearance; new
-    ones are added to `places`. What the question mentions keeps its place in the response.
-
-    >>> places = {}
-    >>> by_place("Ann has 3 bags of 12.", places, "q"), by_place("3 * 12 = 36", places, "r")
-    (['qc0', 'has', 'qn0', 'bags', 'of', 'qn1', '.'], ['qn0', '*', 'qn1', '=', 'rn0'])
-    """
-    words = re.findall(r"\d+(?:\.\d+)?|[^\W\d]\w*|[^\w\s]", text)
-    for word in words:
-        if word not in places and (word[0].isdigit() or word[0].isupper()):
-            kind = prefix + ("n" if word[0].isdigit() else "c")
-            places[word] = f"{kind}{sum(place.startswith(kind) for place in places.values())}"
-    return [places.get(word, word) for word in words]
+def hash_encoder(tasks: Sequence[Task], rollouts, hidden: Tensor | None = None
+                 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Signed counts of hashed 1- to 3-grams, with names and numbers called by their place, so that the same
+    reasoning about other things looks the same."""
+    groups = [hash_group(task.question, task.choices or (), parts)
+              for task, parts in zip(tasks, parts_of(tasks, rollouts), strict=True)]
+    return tuple(torch.stack(part) for part in zip(*groups, strict=True))
 
 
-def hash_ngrams(words: list[str]) -> Tensor:
-    """Unit vector (HASH_DIM,) of the 1- to 3-grams of some words; zero for no words."""
-    vector = np.zeros(HASH_DIM, dtype=np.float32)
-    for n in (1, 2, 3):
-        for i in range(len(words) - n + 1):
-            code = zlib.crc32(" ".join(words[i : i + n]).encode())
-            vector[code % HASH_DIM] += 1 if code & 1 << 31 else -1
-    return F.normalize(torch.from_numpy(vector), dim=0)
+def text_encoder(encode, tasks: Sequence[Task], rollouts, hidden: Tensor | None = None
+                 ) -> tuple[Tensor, Tensor, Tensor]:
+    """What a sentence encoder makes of questions (with their choices), thinkings and answers."""
+    pairs = [pair for group in parts_of(tasks, rollouts) for pair in group]
+    texts = [" ".join([task.question, *(task.choices or ())]) for task in tasks]
+    vectors = encode(texts + [part for pair in pairs for part in pair])  # (B + 2*B*G, d)
+    queries, both = vectors[: len(tasks)], vectors[len(tasks) :].unflatten(0, (len(tasks), -1, 2))
+    return queries, both[:, :, 0], both[:, :, 1]
 
 
-def policy_encoder(tokenizer, tasks: Sequence[Task], rollouts, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of the reference policy's last hidden states (N, P+T, d) over the tokens of query, thinking and answer.
-    The thinking's tokens are counted by tokenizing it once more."""
-    group, length = len(rollouts.texts) // len(tasks), rollouts.mask.shape[1]
-    count = [len(tokenizer(split_response(text, task.domain)[0], add_special_tokens=False).input_ids)
-             for text, task in zip(rollouts.texts, (task for task in tasks for _ in range(group)))]  # fmt: skip
-    is_thinking = torch.arange(length, device=hidden.device) < torch.tensor(count, device=hidden.device)[:, None]
+def policy_encoder(tokenizer, tasks: Sequence[Task], rollouts, hidden: Tensor
+                   ) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of the reference policy's last hidden states (N, P+T, d) over the tokens of query, thinking and
+    answer. The thinking's tokens are counted by tokenizing it once more."""
+    size, length = len(rollouts.texts) // len(tasks), rollouts.mask.shape[1]
+    count = [len(tokenizer(thinking, add_special_tokens=False).input_ids)
+             for group in parts_of(tasks, rollouts) for thinking, _ in group]
+    count = torch.tensor(count, device=hidden.device)
+    is_thinking = torch.arange(length, device=hidden.device) < count[:, None]  # (N, T)
 
     def mean(states: Tensor, mask: Tensor) -> Tensor:  # (n, L, d), (n, L) -> (n, d)
         return F.normalize((states * mask[..., None]).sum(1), dim=-1)
 
-    response = hidden[:, -length:]
-    return shape_nodes(mean(hidden[::group, :-length], rollouts.attention_mask[::group, :-length]),
-                       *(mean(response, rollouts.mask * part) for part in (is_thinking, ~is_thinking)))
+    queries = mean(hidden[::size, :-length], rollouts.attention_mask[::size, :-length])
+    parts = [mean(hidden[:, -length:], rollouts.mask * part) for part in (is_thinking, ~is_thinking)]
+    return queries, *(part.unflatten(0, (len(tasks), size)) for part in parts)
 
 
-def text_encoder(model, words, tasks: Sequence[Task], rollouts, hidden=None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of an encoder's last hidden states under the attention mask, L2-normalised (as all-MiniLM-L6-v2 is used)."""
-    group = len(rollouts.texts) // len(tasks)
-    pairs = [split_response(text, tasks[n // group].domain) for n, text in enumerate(rollouts.texts)]
-    texts = [" ".join([task.question, *(task.choices or ())]) for task in tasks]
-    texts += [thinking for thinking, _ in pairs] + [answer for _, answer in pairs]
-    vectors: list[Tensor] = [None] * len(texts)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of like length go together
-    with torch.inference_mode():
-        for start in range(0, len(order), 64):
-            part = order[start : start + 64]
-            inputs = words([texts[i] for i in part], padding=True, truncation=True, return_tensors="pt")
-            inputs = inputs.to(model.device)
-            states, mask = model(**inputs).last_hidden_state.float(), inputs.attention_mask[..., None]
-            for i, vector in zip(part, F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)):
-                vectors[i] = vector
-    return shape_nodes(vectors[: len(tasks)], vectors[len(tasks) : -len(pairs)], vectors[-len(pairs) :])
-
-
-def shape_nodes(queries, thinkings, answers) -> tuple[Tensor, Tensor, Tensor]:
-    """Stack B queries and B*G thinkings and answers (tensors or lists of (d,)) to (B, d), (B, G, d), (B, G, d)."""
-    queries, thinkings, answers = (x if torch.is_tensor(x) else torch.stack(x) for x in (queries, thinkings, answers))
-    return queries, thinkings.unflatten(0, (len(queries), -1)), answers.unflatten(0, (len(queries), -1))
+# -------------------------------------------------------------------------------------- features of an answer
 
 
 def majority_key(keys: Sequence[str | None]) -> str | None:
@@ -368,19 +330,20 @@ CONFIDENCE = ("mean_logprob", "min_logprob")
 FEATURES = ("magnitude", "parsed", "majority", "agreement", "overlap", "coverage", "sound", *CONFIDENCE)
 
 
-def answer_features(tasks: Sequence[Task], responses: Sequence[Sequence[str]], keys: Keys, logprobs: Tensor | None,
-                    mask: Tensor | None, names: Sequence[str] = FEATURES) -> Tensor:
+def answer_features(tasks: Sequence[Task], responses: Sequence[Sequence[str]], keys: Keys,
+                    logprobs: Tensor | None, mask: Tensor | None, names: Sequence[str] = FEATURES) -> Tensor:
     """Numbers about each answer, (B, G, f); none of them needs a label.
 
-    The paper's: magnitude, sign(a) log(1+|a|)/20; parsed; majority, is it the group's most common answer? Ours:
-    agreement, the share of the group with this answer; overlap, how much the numbers it writes are those of the rest of
-    the group (mean Jaccard index); coverage, the share of the question's numbers and names it uses; sound, could it be
-    right at all: a whole number, one of the choices, a program that defines the function the question names; and the
-    confidence of the frozen reference at temperature 1, mean and minimum of the tokens' log-probabilities (the current
-    policy's grows as it learns, and would reward itself).
+    The paper's: magnitude, sign(a) log(1+|a|)/20; parsed; majority, is it the group's most common answer?
+    Ours: agreement, the share of the group with this answer; overlap, how much the numbers it writes are
+    those of the rest of the group (mean Jaccard index); coverage, the share of the question's numbers and
+    names it uses; sound, could it be right at all: a whole number, one of the choices, a program that defines
+    the function the question names; and the confidence of the frozen reference at temperature 1, mean and
+    minimum of the tokens' log-probabilities (the current policy's grows as it learns, and would reward
+    itself).
 
-    `responses` are B lists of G texts; logprobs and mask (N, T) are the reference policy's, None where it has not read
-    them. A name that is not in FEATURES, or confidence without logprobs, raises ValueError.
+    `responses` are B lists of G texts; logprobs and mask (N, T) are the reference policy's, None where it has
+    not read them. A name that is not in FEATURES, or confidence without logprobs, raises ValueError.
     """
     if unknown := set(names) - set(FEATURES):
         raise ValueError(f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
@@ -405,11 +368,12 @@ def group_features(task: Task, texts: Sequence[str], keys: Sequence[str | None])
     rows = []
     for g, key in enumerate(keys):
         number = re.fullmatch(r"(-?)(\d{1,300})(?:/(\d{1,300}))?", key or "")  # beyond, a float overflows
-        magnitude = math.log1p(int(number[2]) / int(number[3] or 1)) / 20 * (-1 if number[1] else 1) if number else 0.0
+        magnitude = math.log1p(int(number[2]) / int(number[3] or 1)) / 20 if number else 0.0
+        magnitude = -magnitude if number and number[1] else magnitude
         overlap = (sum(alike[g]) - 1) / max(len(keys) - 1, 1)
         coverage = len(asked & said[g]) / len(asked) if asked else 1.0
-        rows.append([magnitude, key is not None, key is not None and key == most, counts[key] / len(keys), overlap,
-                     coverage, is_sound(task, texts[g], key)])
+        rows.append([magnitude, key is not None, key is not None and key == most, counts[key] / len(keys),
+                     overlap, coverage, is_sound(task, texts[g], key)])
     return rows
 
 
@@ -427,22 +391,25 @@ def is_sound(task: Task, response: str, key: str | None) -> bool:
     """Could this be a right answer, as far as one sees without a label? See `answer_features`."""
     if task.domain == "code":
         tree, named = parse_code(extract_code(response)), re.findall(r"\w+(?=\()", task.question)
-        return any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in named for node in (tree.body if tree else ()))
+        return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in named
+                   for node in (tree.body if tree else ()))
     if task.domain == "qa":
         return key is not None and key in LETTERS[: len(task.choices or LETTERS)]
     return key is not None and key.isdigit()
 
 
-# ------------------------------------------------------------------------------------------------------------- rewards
+# ---------------------------------------------------------------------------------------------------- rewards
 
 
 def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys: Keys,
                     exclude: Sequence[str] | None = None) -> Tensor:
-    """Probabilities (B, G) that rollouts are right: the memory's (`exclude` as in its `predict`), or without a memory the
-    majority's vote (1 for the group's most common answer, 0 for the others; TTRL, arXiv 2504.16084).
+    """Probabilities (B, G) that rollouts are right: the memory's (`exclude` as in its `predict`), or without
+    a memory the majority's vote (1 for the group's most common answer, 0 for the others; TTRL, arXiv
+    2504.16084).
 
-    A rollout without an answer (key None) is wrong whatever the label says, so it gets 0. The initial policy hardly ever
-    writes one, so the memory holds few and judges them badly, and a policy that is rewarded for them writes more.
+    A rollout without an answer (key None) is wrong whatever the label says, so it gets 0. The initial policy
+    hardly ever writes one, so the memory holds few and judges them badly, and a policy that is rewarded for
+    them writes more.
     """
     if memory is not None:
         answered = torch.tensor([[key is not None for key in group] for group in keys])  # (B, G)
@@ -452,13 +419,16 @@ def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys
 
 
 def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: ExperienceMemory | None,
-                    groups: Groups | None, keys: Keys, threshold: float = 0.5, soft: bool = False, abstain: float = 0.0,
-                    lap: Callable[[str], None] = lambda stage: None) -> tuple[Tensor, list[str]]:
-    """Rewards (B, G) of B*G responses, and where each group's come from: "verifier", "memory", "majority", "abstained".
+                    groups: Groups | None, keys: Keys, threshold: float = 0.5, soft: bool = False,
+                    abstain: float = 0.0, lap: Callable[[str], None] = lambda stage: None
+                    ) -> tuple[Tensor, list[str]]:
+    """Rewards (B, G) of B*G responses, and where each group's come from: "verifier", "memory", "majority",
+    "abstained".
 
-    A labelled task is verified. An unlabelled one gets 1 where sigma > threshold and else 0 (paper, section on online
-    RL), sigma from the memory or, where `memory` is None, from the majority's vote; sigma itself if `soft`. A group
-    whose mean of |2 sigma - 1| is below `abstain` gets equal rewards, so no advantage. `lap` follows each stage.
+    A labelled task is verified. An unlabelled one gets 1 where sigma > threshold and else 0 (paper, section
+    on online RL), sigma from the memory or, where `memory` is None, from the majority's vote; sigma itself if
+    `soft`. A group whose mean of |2 sigma - 1| is below `abstain` gets equal rewards, so no advantage. `lap`
+    follows each stage.
     """
     size = len(responses) // len(tasks)
     guess = "majority" if memory is None else "memory"

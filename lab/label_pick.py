@@ -12,7 +12,7 @@ from lab.settings import check
 def coverage_order(run: Run, tasks: list) -> list[str]:
     """Ids of the tasks in the order in which their labels are worth most; only as many as --label_ratio
     keeps. No label is looked at."""
-    from gnn import facility_location
+    from support.coverage import facility_location
 
     budget = max(1, round(run.config.label_ratio * len(tasks)))
     order, _ = facility_location(embed_queries(run, tasks), budget)
@@ -46,8 +46,8 @@ def pick(config) -> None:
     import torch
 
     from data import load_tasks
-    from gnn import facility_location
     from memreward import make_encoder
+    from support.coverage import facility_location
 
     tasks = load_tasks(config.tasks, "train", None, config.seed)
     run = start(config, training=False)

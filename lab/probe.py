@@ -205,8 +205,9 @@ def probe(tasks: Sequence, responses: Sequence[Sequence[str]], keys: Sequence[Se
     """
     import numpy as np
 
-    from gnn import calibration_error, metrics
+    from gnn import metrics
     from memreward import CONFIDENCE, FEATURES, answer_features
+    from support.calibration import calibration_error
 
     names = [name for name in FEATURES if logprobs is not None or name not in CONFIDENCE]
     features = answer_features(tasks, responses, keys, logprobs, mask, names)

@@ -12,9 +12,6 @@ from gnn import (
     Groups,
     RewardGNN,
     RewardMLP,
-    calibrate,
-    calibration_error,
-    facility_location,
     fit,
     fold_ids,
     knn,
@@ -22,6 +19,8 @@ from gnn import (
     same_rollouts,
     similarity_edges,
 )
+from support.calibration import calibrate, calibration_error
+from support.coverage import facility_location
 
 torch.set_num_threads(1)
 D, F, G, H = 12, 3, 4, 16

@@ -8,9 +8,10 @@ import torch
 
 import memreward
 from data import Task, hide_labels
-from gnn import Groups, RewardGNN, RewardMLP, calibrate, fold_ids, metrics, seeded, similarity_edges
+from gnn import Groups, RewardGNN, RewardMLP, fold_ids, metrics, seeded, similarity_edges
 from lab.probe import Bench, hide_and_predict, probe
 from memreward import ExperienceMemory
+from support.calibration import calibrate
 
 torch.set_num_threads(1)
 D, F, G = 16, 2, 4
