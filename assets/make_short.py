@@ -11,8 +11,8 @@ function.
 
 What makes them fit a memory and a small model: a kind of choices always offers the same three groups, so that
 the letter of a word can be learnt from words like it; and a line is shown to be copied (`#### 13 + 3 = ___`,
-`#### (A)`), without which this model hardly ever writes `####`. Kinds that it got right in under 5 or over
-60 % of its rollouts were left out.
+`#### (A)`), without which this model hardly ever writes `####`. Candidates were tried on 18 to 24 rollouts
+each, at temperature 0.7 with 32 tokens, and most kinds that stayed were right in 5 to 60 % of them.
 """
 
 import json
