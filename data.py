@@ -239,7 +239,8 @@ def small_world(part: str, seed: int) -> Iterator[world.Demonstration]:
     """The built-in small world: endless questions with imperfect answers; see support/world.py.
 
     Args:
-        part: "train", "test" or "pretrain" (what the built-in policy has seen); they never share a question.
+        part: "train", "test", "pretrain" (what the built-in policy has seen) or "ood" (the same kinds of question in
+            a wording that no other part has); they never share a question.
         seed: which questions are drawn, in which order.
     """
     for item in world.small_world(part, seed):
@@ -278,9 +279,9 @@ def _names(names: str) -> list[str]:
     """Those of a comma-separated list, each once."""
     found = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
     for name in found:
-        if name != "world" and name not in BENCHMARKS and Path(name).suffix != ".jsonl":
-            raise ValueError(f"tasks: {name!r} is neither 'world' nor the path of a .jsonl file nor a benchmark: "
-                             f"{', '.join(BENCHMARKS)}")
+        if name not in ("world", "world_ood", *BENCHMARKS) and Path(name).suffix != ".jsonl":
+            raise ValueError(f"tasks: {name!r} is neither 'world' nor 'world_ood' nor the path of a .jsonl file nor "
+                             f"a benchmark: {', '.join(BENCHMARKS)}")
     return found
 
 
@@ -288,6 +289,10 @@ def _rows(name: str, split: str, limit: int | None, seed: int) -> list[Task | st
     """All of one set's part: a list, to be drawn from, or a stream. A row that gives no task is its reason."""
     if name == "world":
         return [item.task for item in itertools.islice(small_world(split, seed), limit or 600)]
+    if name == "world_ood":
+        if split == "train":
+            raise ValueError("tasks: world_ood is for testing only; name it in --ood")
+        return [item.task for item in itertools.islice(small_world("ood", seed), limit or 600)]
     if name in BENCHMARKS:
         if name in STREAMED and limit is None:
             raise ValueError(f"tasks: {name} is streamed and needs a limit; the paper's: 750 train, 450 test tasks")
@@ -355,6 +360,8 @@ def _unique(tasks: list[Task]) -> list[Task]:
 def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
     """Load the train or test tasks of "world" (the built-in small world), a benchmark, a JSONL file, or several.
 
+    "world_ood" has test tasks only: the world's kinds of question in a wording that neither training nor
+    pre-training has.
     A JSONL line holds the fields of `Task` (id, domain and question at least). Of NAME_train.jsonl or
     NAME_test.jsonl, the file of the split is read; any other file is cut by the checksum of the ids, 70 % of them
     for training. The benchmarks in CUT_BY_HASH have one split, cut by a checksum: 50 % train, 30 % test, and the

@@ -16,12 +16,51 @@ def take(part, seed, count):
     return list(itertools.islice(small_world(part, seed), count))
 
 
+@pytest.fixture(scope="module")
+def policy():
+    from train import Config, start
+
+    return start(Config(mode="r1p"))
+
+
 def test_parts_never_share_a_question():
     questions = {part: {item.task.question for seed in range(3) for item in take(part, seed, 1500)}
                  for part in ("train", "test", "pretrain")}  # fmt: skip
     assert not questions["train"] & questions["test"]
     assert not questions["pretrain"] & (questions["train"] | questions["test"])
     assert len({item.task.question for item in take("test", 0, 900)}) == 900  # nor does a part repeat one
+
+
+def test_world_ood_is_worded_as_nothing_else_and_never_trained_on():
+    from support.world import CODE, MATH, QA
+
+    wordings = [row[-3:] for table in (MATH, QA, CODE) for row in table]
+    assert len({wording for three in wordings for wording in three}) == 72
+    for first, second, third in wordings:  # the same slots, so that nothing is missing to answer it
+        slots = [{piece.partition("}")[0] for piece in text.split("{")[1:]} - {"m"} for text in (first, second, third)]
+        assert slots[0] == slots[1] == slots[2]
+    ood = load_tasks("world_ood", "test")
+    assert Counter(task.domain for task in ood) == {"math": 200, "qa": 200, "code": 200}
+    assert {task.dataset for task in ood} == {"world_ood"} and load_tasks("world_ood", "test", seed=7) == ood
+    assert len({item.family for item in take("ood", 0, 400)}) == 24
+    others = {item.task.question for part in ("train", "test", "pretrain") for item in take(part, 0, 3000)}
+    assert not others & {task.question for task in ood}
+    train, test, dropped = load_splits("world", "world_ood", 600, 90)
+    assert train == load_tasks("world", "train") and not dropped
+    assert Counter(task.dataset for task in test) == {"world": 90, "world_ood": 90}
+    for wrong in (lambda: load_splits("world,world_ood"), lambda: load_tasks("world_ood", "train")):
+        with pytest.raises(ValueError, match="world_ood is for testing only"):
+            wrong()
+
+
+def test_the_policy_knows_every_word_of_world_ood_and_is_not_done_with_it(policy):
+    from train import evaluate, render
+
+    tasks = load_tasks("world_ood", "test", limit=150)
+    unknown = policy.tokenizer.unk_token_id
+    assert all(unknown not in policy.tokenizer(render(policy.tokenizer, task)).input_ids for task in tasks)
+    policy.config.eval_samples = 1
+    assert 0.4 < evaluate(policy, tasks)["greedy"]["all"] < 0.8
 
 
 def test_sizes_and_domains():
@@ -34,8 +73,9 @@ def test_sizes_and_domains():
     assert len({task.id for task in train + test}) == 1200
 
 
-def test_only_the_right_response_is_right():
-    items = take("train", 5, 72)
+@pytest.mark.parametrize("part", ["train", "ood"])
+def test_only_the_right_response_is_right(part):
+    items = take(part, 5, 72)
     tasks = [item.task for item in items]
     verdicts = [data.verify_batch(tasks, [getattr(item, name) for item in items]) for name in ("right", "mistake", "slip")]
     assert verdicts[0] == [1.0] * len(items)
@@ -206,13 +246,6 @@ def test_unknown_tasks_and_missing_files():
         load_tasks("nowhere.jsonl", "train")
     with pytest.raises(ValueError, match="split"):
         load_tasks("world", "valid")
-
-
-@pytest.fixture(scope="module")
-def policy():
-    from train import Config, start
-
-    return start(Config(mode="r1p"))
 
 
 def test_tokenizer_round_trip(policy):
