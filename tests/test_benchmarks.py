@@ -450,7 +450,10 @@ def test_errors_are_one_line_that_names_the_set(hub, monkeypatch, tmp_path):
 
 
 def run(code, endpoint="http://127.0.0.1:9", **environment):
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "PYTHONPATH": str(Path(data.__file__).parent), **environment}
+    own = {"HF_ENDPOINT": endpoint, "PYTHONPATH": str(Path(data.__file__).parent), "HF_HUB_OFFLINE": "0"}
+    for name in ("HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        own[name] = ""  # as if the caller had exported nothing
+    environment = {name: value for name, value in {**os.environ, **own, **environment}.items() if value}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
 
 
