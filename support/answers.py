@@ -1,12 +1,13 @@
-r"""Grading final answers: where one stands in a response, and whether two are the same. Standard library only.
+r"""Grading final answers: where one stands in a response, and whether two are the same. Standard library
+only.
 
     text = after_thought(response)        what stands behind a <think> ... </think>
     start, answer = final_math(text)      behind the last #### or in the last \boxed{}; "" where there is none
     equal_math(answer, "1/2")             by value: 0.5, \frac12, 50% and x = 1/2 are equal
     start, text, letter = final_choice(text, choices)
 
-Nothing of a response is ever evaluated by Python: an answer is rewritten, cut into tokens of a fixed list, put into
-Python's notation and parsed, and its syntax tree is walked by `_value`, which knows arithmetic only.
+Nothing of a response is ever evaluated by Python: an answer is rewritten, cut into tokens of a fixed list,
+put into Python's notation and parsed, and its syntax tree is walked by `_value`, which knows arithmetic only.
 """
 
 import ast
@@ -34,17 +35,19 @@ CLOSED = re.compile(r"</(?:seed:)?think(?:ing)?>|\[/THINK\]", re.I)
 
 
 def after_thought(response: str) -> str:
-    r"""What stands behind the last `</think>`: all of a response that never thinks, nothing of a half-finished thought.
+    r"""What stands behind the last `</think>`: all of a response that never thinks, nothing of a
+    half-finished thought.
 
-    >>> after_thought("<think>2?</think>\n#### 4"), after_thought("#### 4"), after_thought("<think>it is #### 4")
-    ('\n#### 4', '#### 4', '')
+    >>> [after_thought(text) for text in ("<think>2?</think> #### 4", "#### 4", "<think>it is #### 4")]
+    [' #### 4', '#### 4', '']
     """
     visible = response[max((mark.end() for mark in CLOSED.finditer(response)), default=0):]
     return "" if re.search(OPENED, visible, re.I) else visible
 
 
 def opened_thought(prompt: str) -> str:
-    r"""The end of a prompt that has just opened a thought, to be put before its responses: they start inside of it.
+    r"""The end of a prompt that has just opened a thought, to be put before its responses: they start inside
+    of it.
 
     >>> opened_thought("<|assistant|>\n<think>\n"), opened_thought("<think>\n\n</think>\n\n")
     ('<think>\n', '')
@@ -55,13 +58,15 @@ def opened_thought(prompt: str) -> str:
 
 # ---- where the final answer stands ----
 
-REFUSED = re.compile(r"(?:\b(?:not?|never|or|n?either)|n['’]t|\\neq?|[≠~≈]|\\approx|(?<=[\s$=(])-)[$*(\s]*\Z", re.I)
+REFUSED = re.compile(r"(?:\b(?:not?|never|or|n?either)|n['’]t"
+                     r"|\\neq?|[≠~≈]|\\approx|(?<=[\s$=(])-)[$*(\s]*\Z", re.I)
 RETRACTED = re.compile(r"\A[^\w?]*(?:\?|(?:text\W+)?(?:or\b|(?:is|was)"
                        r"(?:(?:n['’]t| not)(?: the| right| correct)| wrong| incorrect| false)\b))"
                        r"|\A\s*\n\s*[-+$\\]*[0-9]|\boops\b|\bscratch that\b|\bmy (?:mistake|bad)\b"
                        r"|(?:\A|[.!?,;:(\n—–-])[\s*_]*(?:wait|actually|correction)\s*(?:[.,:!?…—–-]|\Z|\n)"
                        r"|\b(?:wait|actually|correction)[\s*_]+(?:(?:no|not|it|it['’]s|that|that['’]s|this)\b"
-                       r"|(?:let me|I|the|so|my)\b[^.\n]{0,40}\b(?:is|was|be|made|check|answer|mistake|wrong)\b"
+                       r"|(?:let me|I|the|so|my)\b[^.\n]{0,40}\b(?:is|was|be|made|check|answer|mistake|wrong)"
+                       r"\b"
                        r"|[$\\(*-]*[0-9]|\(?\*{0,2}(?-i:[A-J])\b(?!['’/]))", re.I)
 BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|\bor\b|\band\b|\\text\{\s*(?:or|and)\s*\})[\s$]*(?:and|or)?[\s$]*")
 
@@ -71,7 +76,8 @@ def last_boxes(text: str) -> list[tuple[int, int, str]]:
     found = []
     for box in list(re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|([\w.]+))", text))[-8:]:
         end, depth = box.end(), 1
-        for brace in re.finditer(r"\\.|[{}]", text[end: end + 2 * LONGEST_ANSWER], re.S) if not box[1] else ():
+        for brace in re.finditer(r"\\.|[{}]", text[end: end + 2 * LONGEST_ANSWER],
+                                 re.S) if not box[1] else ():
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if not depth:
                 found.append((box.start(), end + brace.end(), text[end: end + brace.start()]))
@@ -82,13 +88,15 @@ def last_boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def final_math(response: str) -> tuple[int, str]:
-    """(where the last marker starts, the final answer's text: "" where there is none, or it is denied or hedged)."""
+    """(where the last marker starts, the final answer's text: "" where there is none, or it is denied or
+    hedged)."""
     hashes = response.rfind("####", max(len(response) - SEARCHED, 0))
     offset = hashes + 4 if hashes >= 0 else max(len(response) - SEARCHED, 0)
     text, boxes = response[offset:], last_boxes(response[offset:])
     if boxes:
         start, end, answer = boxes.pop()
-        while boxes and BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):  # \boxed{1} and \boxed{2}: one list
+        # \boxed{1} and \boxed{2}: one list
+        while boxes and BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):
             start, answer = boxes[-1][0], f"{boxes.pop()[2]}, {answer}"
         start += offset
     elif word := hashes >= 0 and re.search(r"[^\W_]", text):  # the first line that says anything
@@ -103,8 +111,10 @@ def final_math(response: str) -> tuple[int, str]:
 # ---- math: from text to tokens ----
 
 UNICODE = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "√": r"\sqrt ", "π": r"\pi ",
-    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ",
+    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "√": r"\sqrt ",
+                         "π": r"\pi ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ",
+                         "∅": r"\emptyset ",
     "€": "$", "£": "$", "¥": "$", "₹": "$", "¢": "$", "⟨": "(", "⟩": ")"})
 ARGUMENT = r"\s*(?:\{([^{}]*)\}|([0-9a-zA-Z]|\\pi))"
 ORDINAL = r"\s*\^\s*\{?\s*(?:\\[a-z]+\s*\{)?\s*(?:st|nd|rd|th)\s*\}{0,2}"
@@ -118,24 +128,31 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in (  # once, in this or
     (r"[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0])),
     (r"[⁰¹²³⁴-⁹⁻]+", lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}"),
     (r"(?s).+", lambda m: unicodedata.normalize("NFKC", m[0]).translate(UNICODE)),
-    (r"\\?[$%]|\bpercent\b", " "), (r"\{,\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\*\*", "^"), (r"[⟦⟧]", "?"),
+    (r"\\?[$%]|\bpercent\b", " "), (r"\{,\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\*\*", "^"),
+                                                            (r"[⟦⟧]", "?"),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?|\\(?:displaystyle|limits)", ""),
     (r"\\\{|\\lbrace", "⟦"), (r"\\\}|\\rbrace", "⟧"), (r"(?<!\\)\\[()\[\],;: ]|\\q?quad|(?<=[\w}])~", " "),
-    (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|\bdegrees?\b)(?:\s*(?:[CF]\b|\\text\{\s*[CF]\s*\}))?", "° "),
+    (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|\bdegrees?\b)(?:\s*(?:[CF]\b|\\text\{\s*[CF]\s*\}))?",
+     "° "),
     (r"\\operatorname\*?\s*\{([A-Za-z]+)\}(?=\s*(?:[({\\|0-9]|[a-z]\b))", r"\\\1 "),  # a function, not a unit
     (r"\\(?:text|mathrm)\s*\{\s*([A-Za-z]{2,})\s*\}(?=\s*\()", r"\\\1 "),
     (r"(?<![\w}\]^\\])\{([^{},]+(?:,[^{},]+)+)\}", r"⟦\1⟧"),  # {1, 2}
-    (r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname)\s*\{([^{}]*)\}",  # words, not products
+    # words, not products
+    (r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname)\s*\{([^{}]*)\}",
      lambda m: " " + re.sub(r"[A-Za-z]{2,}|[a-df-hj-z]", r'"\g<0>"', m[1]) + " "),
     (r"([0-9]*)\.([0-9]*)\\overline\s*\{?([0-9]+)\}?",
      lambda m: f"({m[1] or 0}.{m[2] or 0}+{m[3]}/{'9' * len(m[3])}{'0' * len(m[2])})"),
     (r"\\(?:mathbf|mathbb|mathcal|mathit|boldsymbol|vec|overrightarrow|overline)(?![A-Za-z])", ""),
-    (r"\\begin\{vmatrix\}", r"\\vmatrix "), (r"\\begin\{[pbB]?(?:small)?(?:matrix|array)\}(?:\{[clr|]*\})?", r"\\matrix "),
+    (r"\\begin\{vmatrix\}", r"\\vmatrix "), (r"\\begin\{[pbB]?(?:small)?(?:matrix|array)\}(?:\{[clr|]*\})?",
+                                             r"\\matrix "),
     (r"(?:\\\\\s*)?\\end\{[a-zA-Z]*\}", r"\\end "), (r"\|\s*\\matrix ([^|]*\\end )\s*\|", r"\\vmatrix \1"),
     (r"\\det\s*\(?\s*\\matrix ([^|()]*\\end )\s*\)?", r"\\vmatrix \1"),
-    (r"(?<![\w.,(\[{⟦])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,)\]⟧])", lambda m: m[0].replace(",", "")),        # 1,234
-    (r"(?<![\w.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/])", lambda m: m[0].replace(" ", "")),                 # 1 234
-    (r"(?<![\w.^])([0-9]+)(?: and|-)? ([0-9]+)/([0-9]+)", r"(\1+\2/\3)"),                                # 2 1/2
+    # 1,234
+    (r"(?<![\w.,(\[{⟦])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,)\]⟧])", lambda m: m[0].replace(",", "")),
+    # 1 234
+    (r"(?<![\w.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/])", lambda m: m[0].replace(" ", "")),
+    # 2 1/2
+    (r"(?<![\w.^])([0-9]+)(?: and|-)? ([0-9]+)/([0-9]+)", r"(\1+\2/\3)"),
     (r"(?<![\w.^])([0-9]+)\s*(\\frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9]))", r"(\1+\2)"),
     (r"(?<=[0-9])\s*[xX]\s*(?=[0-9])", "*"), (r"(?i)\b(?:negative|minus)\s+(?=[0-9])", "-"),
     (r"(?i)\b(?:over|under|up to)\s+(?=[$0-9])", "about "), (r"(?i)(?<=[0-9])\s+squared\b(?!\s+[a-z])", "^2"),
@@ -147,23 +164,28 @@ MACROS = [(re.compile(pattern), new) for pattern, new in (  # until nothing chan
     (r"\\frac" + ARGUMENT * 2, r"((\1\2)/(\3\4))"), (r"\\d?binom" + ARGUMENT * 2, r" \\binom(\1\2,\3\4)"),
     (r"\\sqrt\s*\[([^\[\]]*)\]" + ARGUMENT, r" \\sqrt(\2\3,\1)"), (r"\\sqrt\s*([0-9.]+)", r" \\sqrt(\1)"),
     (r"\\sqrt" + ARGUMENT, r" \\sqrt(\1\2)"), (r"\^\s*\{([^{}]*)\}", r"^(\1)"), (r"_\s*\{(\w*)\}", r"_\1 "),
-    (r"\\[lr]?vert(?![A-Za-z])", "|"), (r"\|([^|]*)\|", r" \\abs(\1)"), (r"\b([0-9]+)\s*!", r" \\factorial(\1)"),
+    (r"\\[lr]?vert(?![A-Za-z])", "|"), (r"\|([^|]*)\|", r" \\abs(\1)"),
+                                                          (r"\b([0-9]+)\s*!", r" \\factorial(\1)"),
     (r"\\(sin|cos|tan)\s*\^\s*\(-1\)", r"\\arc\1"),
     (r"\\log\s*_\s*(\w+)\s*(?:\((\w+)\)|\s(\w+))", r"(\\ln(\2\3)/\\ln(\1))"),
     (rf"({CALLED})\s*\^\s*([0-9])\s*(\([^()]*\)|\\?[a-z]+)", r"(\1(\3))^\2"),
     (r"(\\(?:sin|cos|tan))\s*\(?([0-9.]+)°\s*\)?", r"\1(\2*\\pi/180)"),
-    (rf"({CALLED})\s*((?:[0-9.]|\\pi|\\theta|\b[a-z]\b|(?<=[0-9])[a-z])+(?:\^[0-9])?)", r"\1(\2)"))]  # \sin 2x
+    # \sin 2x
+    (rf"({CALLED})\s*((?:[0-9.]|\\pi|\\theta|\b[a-z]\b|(?<=[0-9])[a-z])+(?:\^[0-9])?)", r"\1(\2)"))]
 TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?:_[0-9]+)?'
                    r'|[A-Za-z]_(?:[0-9]+|[a-zA-Z])|[A-Za-z]+|[<>]=|\S', re.S)
-ALIASES = {r"\leq": r"\le", "<=": r"\le", r"\geq": r"\ge", ">=": r"\ge", r"\lt": "<", r"\gt": ">", r"\cdot": "*",
-           r"\times": "*", r"\ast": "*", r"\div": "/", r"\langle": "(", r"\rangle": ")", r"\varnothing": r"\emptyset",
+ALIASES = {r"\leq": r"\le", "<=": r"\le", r"\geq": r"\ge", ">=": r"\ge", r"\lt": "<", r"\gt": ">",
+           r"\cdot": "*",
+           r"\times": "*", r"\ast": "*", r"\div": "/", r"\langle": "(", r"\rangle": ")",
+           r"\varnothing": r"\emptyset",
            r"\backslash": r"\setminus", "⟦": "{", "⟧": "}", "{": "(", "}": ")"}
 SHORT_WORDS = set("cm mm km kg mg ml sq ft in lb lbs oz hr hrs mph min sec pm am th st nd rd "
                   "is of to at by on so an no it he we be if my or us rs as".split())
 
 
 def _is_word(token: str, before: str, after: str) -> bool:
-    """Whether letters are a word or a unit rather than a product of variables: 3 dogs, 5 m, 5 a day; but 3xyz."""
+    """Whether letters are a word or a unit rather than a product of variables: 3 dogs, 5 m, 5 a day; but
+    3xyz."""
     return (token.lower() in SHORT_WORDS
             or len(token) > 2 + before[-1:].isdigit() and re.search("[aeiouAEIOU]", token) is not None
             or token in "mgshL" and re.fullmatch("[0-9] ", before) is not None
@@ -190,10 +212,13 @@ def _tokens(text: str) -> list[str]:
             tokens.append('"' + token.strip('"').lower())
         elif not (token.isascii() and token.isalpha()):
             tokens.append(ALIASES.get(token, token))
-        elif token == "pi" or token in FUNCTIONS and (token not in ("min", "max") or text[match.end():][:1] == "("):
+        elif token == "pi" or token in FUNCTIONS and (token not in ("min", "max")
+                                                      or text[match.end():][:1] == "("):
             tokens.append("\\" + token)
-        elif _is_word(token, text[max(match.start() - 2, 0): match.start()], text[match.end(): match.end() + 3]):
-            tokens.append(("\\" if text[match.end(): match.end() + 1] == "(" else '"') + token.lower())  # a function?
+        elif _is_word(token, text[max(match.start() - 2, 0): match.start()],
+                      text[match.end(): match.end() + 3]):
+            # a function?
+            tokens.append(("\\" if text[match.end(): match.end() + 1] == "(" else '"') + token.lower())
         else:
             tokens += token
     return re.sub(r'("\S+) \^ (?:[23]|\( [23] \))(?= |$)', r"\1", " ".join(tokens)).split()  # square units
@@ -249,19 +274,23 @@ FUNCTIONS = {
     "artanh": cmath.atanh, "gcd": lambda *numbers: Fraction(math.gcd(*map(_whole, numbers))),
     "lcm": lambda *numbers: Fraction(math.lcm(*map(_whole, numbers))), "max": _greatest,
     "min": lambda *numbers: -_greatest(*(-number for number in numbers)),
-    "binom": lambda n, k: Fraction(math.comb(_small(n), _small(k))), "matrix": lambda *rows: ("matrix", *rows),
+    "binom": lambda n, k: Fraction(math.comb(_small(n), _small(k))),
+             "matrix": lambda *rows: ("matrix", *rows),
     "vmatrix": lambda *rows: _determinant([row[1:] if isinstance(row, tuple) else (row,) for row in rows])}
-POINTS = 11  # at two all variables are positive, at one negative, which tells |x| from x; and at each of the others
+# at two all variables are positive, at one negative, which tells |x| from x; and at each of the others
+POINTS = 11
 SIGNS = list(itertools.combinations(range(8), 4))  # half of the variables is: sqrt(x^2 y) is not x sqrt(y)
 CONSTANTS = {"v_pi": math.pi, "v_infty": math.inf, "v_e": math.e, "v_i": 1j}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: _power}
-PYTHON = {"^": "**", "°": "", r"\matrix": "matrix((", r"\vmatrix": "vmatrix((", "&": ",", "\\\\": "),(", r"\end": "))",
+PYTHON = {"^": "**", "°": "", r"\matrix": "matrix((", r"\vmatrix": "vmatrix((", "&": ",", "\\\\": "),(",
+          r"\end": "))",
           **{mark: mark for mark in "+-*/(),[]{}"}}
 
 
 def _source(tokens: list[str]) -> str:
-    """Tokens of one expression in Python's notation; numbers become strings, implied products are written out."""
+    """Tokens of one expression in Python's notation; numbers become strings, implied products are written
+    out."""
     source, previous = "", ""
     for token in tokens:
         name = token.lstrip("\\")
@@ -271,7 +300,8 @@ def _source(tokens: list[str]) -> str:
             raise ValueError(f"cannot read {token!r}")
         if previous == "operand" and (kind != "mark" or token in "(["):
             source += "*"
-        source += {"mark": PYTHON.get(token), "number": f"'{token}'", "function": name, "operand": "v_" + name}[kind]
+        source += {"mark": PYTHON.get(token), "number": f"'{token}'", "function": name,
+                   "operand": "v_" + name}[kind]
         previous = kind if kind == "function" else "operand" if kind != "mark" or token in ")]°" else ""
     return source
 
@@ -282,7 +312,8 @@ def _number(digits: str):
         return "base " + base, Fraction(int(digits, int(base)))
     if len(digits.lower().partition("e")[2]) > 4:
         raise ValueError("number too large")
-    return Fraction(digits) if len(digits.partition(".")[2]) < 12 else float(digits)  # a printed float is rounded
+    # a printed float is rounded
+    return Fraction(digits) if len(digits.partition(".")[2]) < 12 else float(digits)
 
 
 class _NotReal(ValueError):
@@ -290,9 +321,11 @@ class _NotReal(ValueError):
 
 
 def _value(node: ast.AST, point: int, real: bool = False):
-    """The value of a syntax tree: a Fraction while it is exact, else float or complex; collections as tagged tuples.
+    """The value of a syntax tree: a Fraction while it is exact, else float or complex; collections as tagged
+    tuples.
 
-    Variables take pseudo-random values that differ at every point: expressions that agree at all of them are equal.
+    Variables take pseudo-random values that differ at every point: expressions that agree at all of them are
+    equal.
     """
     value = _evaluate(node, point, real)
     if not real or not isinstance(value, complex):
@@ -368,16 +401,18 @@ def _set(items: list[str]) -> str:
 
 # ---- math: from tokens to a key ----
 
-VAGUE = set("""not no none could might twice double than least most maybe perhaps probably possibly about around
-    approximately roughly nearly almost between either neither half halves quarter third guess except wrong unsure""".split())
-FUNCTION_WORDS = set("""square cube root reciprocal inverse opposite negative negation factorial log logarithm sine cosine
-    tangent multiple fraction percentage power complement conjugate""".split())
+VAGUE = set("""not no none could might twice double than least most maybe perhaps probably possibly about
+    around approximately roughly nearly almost between either neither half halves quarter third guess except
+    wrong unsure""".split())
+FUNCTION_WORDS = set("""square cube root reciprocal inverse opposite negative negation factorial log logarithm
+    sine cosine tangent multiple fraction percentage power complement conjugate""".split())
 CURVE = {"x", "y", "z", "t", "r", r"\theta"}  # variables of equations that are answers themselves
-CLOSING = set("""done as required requested desired needed wanted asked expected above shown total in all altogether
-    the final answer result exactly only overall finished thanks thank you qed indeed for""".split())
+CLOSING = set("""done as required requested desired needed wanted asked expected above shown total in all
+    altogether the final answer result exactly only overall finished thanks thank you qed
+    indeed for""".split())
 SENTENCE = set("that that's this which as so it it's the i i'm we he she they these there hence thus".split())
-SENTENCE_VAGUE = set("""infinity undefined unknown every any real imaginary but if unless other another also plus
-    wait actually oops mistake incorrect cannot can't isn't instead rather should""".split())
+SENTENCE_VAGUE = set("""infinity undefined unknown every any real imaginary but if unless other another also
+    plus wait actually oops mistake incorrect cannot can't isn't instead rather should""".split())
 FLIPPED = {">": "<", r"\ge": r"\le"}
 
 
@@ -404,7 +439,8 @@ def _quantity(tokens: list[str]) -> list[str]:
         raise ValueError("words that are not a unit")
     before = [tokens[i][1:] for i in words if i < hard[0]]
     after = [tokens[i][1:] for i in words if i > hard[-1]]
-    if FUNCTION_WORDS & set(before[-1:] or ()) or before[-1:] == ["of"] and FUNCTION_WORDS & set(before[-3:-1]):
+    if FUNCTION_WORDS & set(before[-1:]
+                            or ()) or before[-1:] == ["of"] and FUNCTION_WORDS & set(before[-3:-1]):
         raise ValueError("a function in words")
     if after[:1] == ["factorial"]:
         raise ValueError("a function in words")
@@ -428,13 +464,15 @@ def _bracketed(tokens: list[str], brackets: str) -> list[list[str]] | None:
 
 def _without(tokens: list[str], holes: list[list[str]]) -> list[list[str]]:
     """The intervals that are left of an interval, or of a union of such, without some points."""
-    intervals = _split(["(", "-", r"\infty", ",", r"\infty", ")"] if tokens in (["R"], ["(", "R", ")"]) else tokens, {r"\cup"})[0]
+    intervals = _split(["(", "-", r"\infty", ",", r"\infty", ")"] if tokens in (["R"], ["(", "R", ")"])
+                       else tokens, {r"\cup"})[0]
     for hole in sorted(holes, key=lambda hole: float(_values(hole)[0])):
         point = float(_values(hole)[0])
         for i, interval in enumerate(intervals):
             low, high = _bracketed(interval, "([")
             if float(_values(low)[0]) < point < float(_values(high)[0]):
-                intervals[i: i + 1] = [interval[:1] + low + [",", *hole, ")"], ["(", *hole, ",", *high] + interval[-1:]]
+                intervals[i: i + 1] = [interval[:1] + low + [",", *hole, ")"],
+                                       ["(", *hole, ",", *high] + interval[-1:]]
                 break
     return intervals
 
@@ -460,7 +498,8 @@ def _side(tokens: list[str]) -> list[str]:
     tokens = _quantity(tokens)
     if elements := _bracketed(tokens, "{"):
         return [_set([key for element in elements for key in _side(element)])]
-    signs = ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"}) if {r"\pm", r"\mp"} & set(tokens) else ({},)
+    signs = ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"}) if {r"\pm",
+                                                                         r"\mp"} & set(tokens) else ({},)
     return [_key([sign.get(token, token) for token in tokens]) for sign in signs]
 
 
@@ -473,12 +512,14 @@ def _is_name(tokens: list[str]) -> bool:
 
 
 def _variables(tokens: list[str]) -> set[str]:
-    return {token for token in tokens if re.fullmatch(r"[A-Za-z](_\w+)?|\\[A-Za-z]+", token) and token not in (r"\pm", r"\mp")
+    return {token for token in tokens if re.fullmatch(r"[A-Za-z](_\w+)?|\\[A-Za-z]+", token)
+            and token not in (r"\pm", r"\mp")
             and token.strip("\\") not in FUNCTIONS and "v_" + token.strip("\\") not in CONSTANTS}
 
 
 def _restated(parts: list[list[str]]) -> tuple[str | None, bool]:
-    """(the value of p + q = 17 + 24 = 41, an answer that repeats what was asked for; whether it is not an equation).
+    """(the value of p + q = 17 + 24 = 41, an answer that repeats what was asked for; whether it is not an
+    equation).
 
     An equation in x, y, z may be one that was asked for; one whose value is 0 then is no restatement at all.
     """
@@ -486,14 +527,17 @@ def _restated(parts: list[list[str]]) -> tuple[str | None, bool]:
     first = next((i for i, part in enumerate(parts) if not _variables(part)), len(parts))
     names = set().union(*map(_variables, parts[:first]))
     sides = [_side(part) for part in parts[first:]]
-    if not first or not sides or len(names) < 2 and parts[0][:1] != [r"\abs"] or any(len(side) > 1 or side != sides[0] for side in sides):
+    if not first or not sides or len(names) < 2 and parts[0][:1] != [r"\abs"] or any(len(side) > 1
+                                                                                     or side != sides[0]
+                                                                                     for side in sides):
         return None, False
     curve = bool(names & CURVE)
     return (None, False) if curve and sides[0] == ["0"] else (sides[0][0], not curve)
 
 
 def _equation(parts: list[list[str]]) -> "Keys":
-    """x = 5 and 3 + 2 = 5 have the value of their last side; an equation in variables also has a key, up to scale."""
+    """x = 5 and 3 + 2 = 5 have the value of their last side; an equation in variables also has a key, up to
+    scale."""
     relation = None
     try:
         difference = _values(["(", *parts[0], ")", "-", "(", *parts[1], ")"])
@@ -570,7 +614,8 @@ def _keys(text: str) -> Keys:
         elements = [_element(part) for part in _split(_tokens(text), {",", ";", '"and', '"or'})[0] if part]
     except UNREADABLE:
         return NOTHING
-    values, relations = [value for keys in elements for value in keys.values], [keys.relation for keys in elements]
+    values, relations = [value for keys in elements for value in keys.values], [keys.relation
+                                                                                for keys in elements]
     if len(values) == 1:
         return elements[0]
     return Keys([_set(values)], _set(relations) if all(relations) else None) if values else NOTHING
@@ -587,7 +632,8 @@ def _without_closing(text: str) -> str:
 def math_key(text: str) -> str | None:
     r"""The canonical form of a final answer: equal for equal answers, None where it cannot be read.
 
-    >>> [math_key(text) for text in ("$1,000", r"10^3", r"\frac12", "0.5 m", "p + q = 41", "it is hard to say so now")]
+    >>> answers = "$1,000", r"10^3", r"\frac12", "0.5 m", "p + q = 41", "so hard to say it now"
+    >>> [math_key(answer) for answer in answers]
     ['1000', '1000', '1/2', '1/2', '41', None]
     """
     keys = _keys(_without_closing(text))
@@ -598,23 +644,25 @@ def _same(key: str | None, other: str | None) -> bool:
     """Whether two keys agree wherever both have a real value: sqrt(1/k) and 1/sqrt(k) have none for k < 0."""
     if key is None or other is None or key == other:
         return key is not None and key == other
-    pairs = list(zip(key.split("~"), other.split("~")))
+    pairs = list(zip(key.split("~"), other.split("~"), strict=False))
     flat = not re.search(r"[{(\[]", key + other) and key.count("~") == other.count("~") > 0
     return flat and all(a == b or "*" in (a, b) for a, b in pairs)
 
 
 def equal_math(given: str, answer: str) -> bool:
-    """Whether a given final answer equals the reference, by value; the reference may be an equation or a percentage."""
+    """Whether a given final answer equals the reference, by value; the reference may be an equation or a
+    percentage."""
     given = _without_closing(given)
     keys, truth = _keys(given), _keys(answer)
     if not keys.values or not truth.values:
         return False
     if keys.relation and truth.relation:  # y = 5 is not x = 5
         return keys.relation == truth.relation
-    if _same(keys.values[0], truth.values[0]) or truth.relation is None and _same(keys.restated, truth.values[0]):
+    if _same(keys.values[0], truth.values[0]) or truth.relation is None and _same(keys.restated,
+                                                                                  truth.values[0]):
         return True
     shares = [re.sub(r"\\?%|percent", "/100", text) for text in (given, answer)]  # 50% is 50, or else 0.5
-    changed = [share != text for share, text in zip(shares, (given, answer))]
+    changed = [share != text for share, text in zip(shares, (given, answer), strict=False)]
     return sum(changed) == 1 and _keys(shares[0]).values == _keys(shares[1]).values != []
 
 
@@ -624,9 +672,11 @@ STATEMENT = re.compile(
     r"####|\\boxed\s*\{?|<answer>|\bI (?:choose|pick|select)\b|\b(?:answer|option|choice)\b"
     r"(?: to th\w+ question)?[*\"'\s]{0,3}(?:(?:\s*(?:is|was|would|should|must|be)\b)+|\s*[:=：])"
     r"|(?=\b(?:option |choice )?\(?[A-J]\)?\*{0,2} is (?:the )?(?:correct|right|best|answer)\b)", re.I)
-FILLER = r"[\W_]*(?:(?:the|correct|best|option|choice|answer|letter|is|definitely|clearly|therefore|thus)\b[\W_]*)*"
+FILLER = (r"[\W_]*(?:(?:the|correct|best|option|choice|answer|letter|is|definitely|clearly|therefore|thus)\b"
+          r"[\W_]*)*")
 LETTER = re.compile(FILLER + r"([A-J])(?!'?\w|\.\w\.)(.*)", re.S | re.I)
-NO_LETTER = re.compile(FILLER + r"(?:\b(?:not|none|no|neither|nor|either|both|unclear|unknown|cannot)|n['’]t)\b", re.I)
+NO_LETTER = re.compile(FILLER + r"(?:\b(?:not|none|no|neither|nor|either|both|unclear|unknown|cannot)"
+                       r"|n['’]t)\b", re.I)
 HEDGE = re.compile(r"[\W_]*(?:\b(?:or|vs)\b|(?:(?:and|maybe|perhaps|possibly|option|choice)[\W_]+)*"
                    r"(?!I\W.*\bI[IV])[A-J](?=[\W_]*\Z|[)\]}*.,;/\n]|\s+(?:or|and|are|both)\b))", re.I)
 ENDS = re.compile(r"\s*(?:[^\w\s]|\n|\Z)|\s+(?:because|since|as|due|is|which|for|based|given)\b")
@@ -635,18 +685,22 @@ CHOICE_LINE = re.compile(
     r"|^(?![^\n]*(?:\bnot|n['’]t)\b)[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
 
 
-LABEL = re.compile(r"[*)\]]*[).:\]][*]*[ \t]+|[*)\]]+[ \t]+|[ \t]+[-–—][ \t]+")  # between a letter and its choice's text
-LIST = re.compile(r"(?:[\W_]*(?:\b(?:or|vs|maybe|perhaps|possibly)\b[\W_]*)?\b[A-J]\b)+[\W_]*\Z")  # of letters alone
-STATED = re.compile(r"\A[\s*_:]*(?:(?:so |thus |the )*(?:final |correct |right |best )*(?:answer|choice|option)"
-                    r"(?: is)?\b[\s*_:]*)?", re.I)
+# between a letter and its choice's text
+LABEL = re.compile(r"[*)\]]*[).:\]][*]*[ \t]+|[*)\]]+[ \t]+|[ \t]+[-–—][ \t]+")
+# of letters alone
+LIST = re.compile(r"(?:[\W_]*(?:\b(?:or|vs|maybe|perhaps|possibly)\b[\W_]*)?\b[A-J]\b)+[\W_]*\Z")
+STATED = re.compile(r"\A[\s*_:]*(?:(?:so |thus |the )*(?:final |correct |right |best )*"
+                    r"(?:answer|choice|option)(?: is)?\b[\s*_:]*)?", re.I)
 LETTERS = "ABCDEFGHIJ"
 
 
 def _is_hedged(letter: str, rest: str) -> bool:
-    """Whether other letters follow as answers, too: A or C, A) Oslo B) Rome; not in a choice's text: D. B and C only."""
+    """Whether other letters follow as answers, too: A or C, A) Oslo B) Rome; not in a choice's text: D. B and
+    C only."""
     line = rest.partition("\n")[0]
     outside = re.sub(r"\b\w+\([^()\n]*\)", "", line)  # P(A|C), O(C)
-    others = set(re.findall(r"(?<!not )(?:(?<![|,])\b(?=.\))|\b(?:is |be )|'s )([A-J])\b", outside)) - {letter}
+    others = set(re.findall(r"(?<!not )(?:(?<![|,])\b(?=.\))|\b(?:is |be )|'s )([A-J])\b",
+                            outside)) - {letter}
     others |= set(re.findall(r"\b(?:or|vs\.?) \(?\*{0,2}([A-J])(?=[)*.:]*\Z)", outside)) - {letter}
     if others or re.match(r"[\s*_\"')}\].,;:]*\|\W*[A-J]\b", rest):
         return True
@@ -654,7 +708,8 @@ def _is_hedged(letter: str, rest: str) -> bool:
     if label and not re.match(r"\W*(?:or|vs)\b", rest) and not re.match(r"and\W+[A-J]\b", rest[label.end():]):
         text = line[label.end():]
         return bool(re.match(r"\(?[A-J]\)", text) or LIST.fullmatch(text) or HEDGE.match(rest)
-                    and not re.match(r"[A-J]\b(?: and [A-J]\b|[./]? ?\w*[a-z]{2}|[/.]\w|, [A-J],? and )", text))
+                    and not re.match(r"[A-J]\b(?: and [A-J]\b|[./]? ?\w*[a-z]{2}|[/.]\w|, [A-J],? and )",
+                                     text))
     return bool(HEDGE.match(rest))
 
 
@@ -672,12 +727,13 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
         return None
     line = STATED.sub("", line)
     said = {_plain(part) for part in (line, re.split(r"[,.;]? (?:because|since|as|for)\b|[.;] |\}", line)[0])}
-    found = [letter for letter, choice in zip(LETTERS, plain) if choice and choice in said]
+    found = [letter for letter, choice in zip(LETTERS, plain, strict=False) if choice and choice in said]
     return found[0] if len(found) == 1 and plain.count(plain[LETTERS.index(found[0])]) == 1 else None
 
 
 def _letter(text: str, choices: Sequence[str] = ()) -> str | None:
-    """The one letter that text states (B, (b), B) Paris, or Paris); "" for a hedge, None for what states nothing."""
+    """The one letter that text states (B, (b), B) Paris, or Paris); "" for a hedge, None for what states
+    nothing."""
     text = re.sub(r"\\(?:text|math)\w*|\\mbox", "", unicodedata.normalize("NFKC", text))
     found = LETTER.match(text)
     if not found:
@@ -696,7 +752,8 @@ def _letter(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def final_choice(response: str, choices: Sequence[str] = ()) -> tuple[int, str, str | None]:
-    """(start, text, letter) of the last statement of an answer, or of the only line that is nothing but a choice."""
+    """(start, text, letter) of the last statement of an answer, or of the only line that is nothing but a
+    choice."""
     begin = 0
     for mark in reversed(list(STATEMENT.finditer(response, max(len(response) - SEARCHED, 0)))):
         text = response[mark.end(): mark.end() + LONGEST_ANSWER]
@@ -708,10 +765,12 @@ def final_choice(response: str, choices: Sequence[str] = ()) -> tuple[int, str, 
             begin = mark.end() + len(text.partition("\n")[0])
             break
     searched = response[: max(begin, 0) + SEARCHED]
-    lines = [(m, _letter(searched[m.start(m.lastindex): m.end()])) for m in CHOICE_LINE.finditer(searched, begin)]
+    lines = [(m, _letter(searched[m.start(m.lastindex): m.end()]))
+             for m in CHOICE_LINE.finditer(searched, begin)]
     if len({letter for _, letter in lines}) == 1:
         match, letter = lines[-1]
-        return match.start(match.lastindex), response[match.start(match.lastindex): match.end()], letter or None
+        start = match.start(match.lastindex)
+        return start, response[start: match.end()], letter or None
     last = response.rstrip().rfind("\n") + 1
     plain = list(map(_plain, choices))
     said = [letter for line in response[begin:][-SEARCHED:].splitlines() if _plain(line) in plain

@@ -1,8 +1,10 @@
-"""The code verifier: run a program that nobody trusts against its tests, so that it can neither cheat nor do harm.
+"""The code verifier: run a program that nobody trusts against its tests, so that it can neither cheat nor do
+harm.
 
-Read it when you want to know how; the method needs only `verify_code`, at the end. A light server process, which has
-imported neither torch nor any test, forks two processes a run: `judge` holds the tests, `solve` the program, and only
-calls and plain values cross between them. Both are confined by the kernel as far as the system allows (`confine`).
+Read it when you want to know how; the method needs only `verify_code`, at the end. A light server process,
+which has imported neither torch nor any test, forks two processes a run: `judge` holds the tests, `solve` the
+program, and only calls and plain values cross between them. Both are confined by the kernel as far as the
+system allows (`confine`).
 """
 
 import ast
@@ -41,7 +43,8 @@ from decimal import Decimal
 from fractions import Fraction
 from operator import attrgetter
 
-# ---- Code: the program in a response ---------------------------------------------------------------------------------
+# ---- Code: the program in a response
+# ---------------------------------------------------------------------------------
 
 CODE_LIMIT = 100_000  # characters; a longer program counts as none
 FENCE = re.compile(r"```")
@@ -51,7 +54,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 def parse_code(code: str, limit: float = CODE_LIMIT) -> ast.Module | None:
-    """The syntax tree of a program, or None where it is empty, longer than `limit`, or refused by the parser."""
+    """The syntax tree of a program, or None where it is empty, longer than `limit`, or refused by the
+    parser."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,8 +66,9 @@ def parse_code(code: str, limit: float = CODE_LIMIT) -> ast.Module | None:
 
 
 def _close(text: str, begin: int, indent: str, tries: Iterator[int]) -> tuple[int, int]:
-    """(end of the code, end of the fence) of the block that begins at `begin`. A fence at the indent of the first one
-    closes it; any other does where Python can read what stands before it, so none in a docstring does."""
+    """(end of the code, end of the fence) of the block that begins at `begin`. A fence at the indent of the
+    first one closes it; any other does where Python can read what stands before it, so none in a docstring
+    does."""
     for fence in FENCE.finditer(text, begin):
         line = text.rfind("\n", 0, fence.start()) + 1
         before = text[line: fence.start()] if line >= begin else "?"
@@ -92,13 +97,15 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         here = python and DEFINES.match(text[mark.end(): line_end].strip())  # the code begins beside its mark
         begin = mark.end() if here else min(line_end + 1, len(text))
         end, place = _close(text, begin, indent, tries)
-        blocks.append((mark[1].lower(), text[begin: end].strip() if here else textwrap.dedent(text[begin: end])))
+        blocks.append((mark[1].lower(), text[begin: end].strip() if here
+                       else textwrap.dedent(text[begin: end])))
     return blocks
 
 
 def find_program(text: str) -> str:
-    r"""The last block marked python or py that defines something, else the last of those, else of the unmarked blocks,
-    else the whole text if it parses, else "". A block that is cut off counts up to the end of the text.
+    r"""The last block marked python or py that defines something, else the last of those, else of the
+    unmarked blocks, else the whole text if it parses, else "". A block that is cut off counts up to the end
+    of the text.
 
     >>> find_program("First\n```python\nx = 1\n```\nor rather\n```py\nx = 2\n```\nwhich prints\n```\n2\n```")
     'x = 2\n'
@@ -115,9 +122,11 @@ def find_program(text: str) -> str:
 
 
 def code_key(program: str) -> str | None:
-    r"""What counts as the same program: the syntax tree without docstrings, the locals of each function numbered.
+    r"""What counts as the same program: the syntax tree without docstrings, the locals of each function
+    numbered.
 
-    Names that also stand for something else (global, built in, imported, a keyword) are kept. None: nothing parses.
+    Names that also stand for something else (global, built in, imported, a keyword) are kept. None: nothing
+    parses.
 
     >>> code_key("def f(x):\n    'Doubles.'\n    return 2 * x  # twice") == code_key("def f(n): return 2 * n")
     True
@@ -134,7 +143,8 @@ def code_key(program: str) -> str | None:
     local |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     local -= {*dir(builtins), *(node.id for node in outside if isinstance(node, ast.Name))}
     for node in nodes:
-        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS[:2])) and ast.get_docstring(node, clean=False):
+        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS[:2])) and ast.get_docstring(node,
+                                                                                              clean=False):
             node.body = node.body[1:] or [ast.Pass()]
         if not isinstance(node, (ast.Name, ast.arg, ast.Attribute, ast.Constant)):
             values = [value if isinstance(value, list) else [value] for _, value in ast.iter_fields(node)]
@@ -151,25 +161,31 @@ def code_key(program: str) -> str | None:
         return program
 
 
-# ---- Code: the tests in one process, the solution in another ---------------------------------------------------------
+# ---- Code: the tests in one process, the solution in another
+# ---------------------------------------------------------
 
 MESSAGE_LIMIT = 1 << 24  # bytes
 MUTABLE = (list, deque, bytearray, set, dict)
-RECORDS = {complex: "real imag", Fraction: "numerator denominator", range: "start stop step", date: "year month day",
+RECORDS = {complex: "real imag", Fraction: "numerator denominator", range: "start stop step",
+           date: "year month day",
            timedelta: "days seconds microseconds", datetime: "year month day hour minute second microsecond"}
 PLAIN = {  # type: (the parts of a value, the value of its parts)
     **{kind: (iter, kind) for kind in (list, tuple, set, frozenset, deque, bytes, bytearray)},
-    **{kind: (kind.items, lambda pairs, kind=kind: kind(dict(pairs))) for kind in (dict, Counter, OrderedDict)},
-    **{kind: (attrgetter(*names.split()), lambda parts, kind=kind: kind(*parts)) for kind, names in RECORDS.items()},
+    **{kind: (kind.items, lambda pairs, kind=kind: kind(dict(pairs)))
+       for kind in (dict, Counter, OrderedDict)},
+    **{kind: (attrgetter(*names.split()), lambda parts, kind=kind: kind(*parts)) for kind,
+       names in RECORDS.items()},
     int: (lambda value: [hex(value)], lambda parts: int(*parts, 16)),
     Decimal: (lambda value: [str(value)], lambda parts: Decimal(*parts)), Iterator: (iter, iter)}
 TYPES = {kind.__name__: kind for kind in PLAIN}
-METHODS = set().union(*map(dir, (*PLAIN, str, float, BaseException, random.Random)))  # what tests may ask of values
+# what tests may ask of values
+METHODS = set().union(*map(dir, (*PLAIN, str, float, BaseException, random.Random)))
 METHODS.add("dtype")  # EvalPlus asks arrays for it, and none crosses
 
 
 def encode(value, opaque=False):
-    """A plain value as JSON. A subclass becomes its plain base, without methods, and numpy's numbers Python's.
+    """A plain value as JSON. A subclass becomes its plain base, without methods, and numpy's numbers
+    Python's.
 
     opaque: any other object that is true becomes a mark.
     """
@@ -194,6 +210,7 @@ def decode(message):
 
 
 def send(channel, *message):
+    """Write one message, a line of JSON."""
     channel.write(json.dumps(message).encode() + b"\n")
     channel.flush()
 
@@ -207,10 +224,11 @@ def receive(channel):
 
 
 def call(channel, name, /, *args, **kwargs):
-    """Call a function of the solution from the tests; what it does to its arguments happens to them here, too."""
+    """Call a function of the solution from the tests; what it does to its arguments happens to them here,
+    too."""
     send(channel, name, encode(args), encode(kwargs))
     result, error, changed = receive(channel)
-    for old, new in zip([*args, *kwargs.values()], changed):
+    for old, new in zip([*args, *kwargs.values()], changed, strict=False):
         if isinstance(old, MUTABLE) and type(old) is type(new):
             old.clear()
             (old.update if isinstance(old, (set, dict)) else old.extend)(new)
@@ -218,11 +236,13 @@ def call(channel, name, /, *args, **kwargs):
         return result
     kinds = [kind for name in error if isinstance(kind := getattr(builtins, name, None), type)]
     kind = next((kind for kind in kinds if issubclass(kind, BaseException)), RuntimeError)
-    raise RuntimeError if kind is StopIteration else kind(*result)  # StopIteration would cut a loop over calls short
+    # StopIteration would cut a loop over calls short
+    raise RuntimeError if kind is StopIteration else kind(*result)
 
 
 def solve(connection):
-    """The solution's process: define it, then answer calls. It never sees a test, but those that must run beside it."""
+    """The solution's process: define it, then answer calls. It never sees a test, but those that must run
+    beside it."""
     channel, module = connection.makefile("rwb"), types.ModuleType("solution")
     sys.modules["solution"], functions = module, vars(module)
 
@@ -257,25 +277,29 @@ def judge(connection, request, verdict):
         passed = call(channel, "<beside>", tests, secret) == secret
     else:
         space = {name: importlib.import_module(name) for name in modules}
-        exec(compile(tree, "tests", "exec"), space | {name: functools.partial(call, channel, name) for name in names})
+        exec(compile(tree, "tests", "exec"), space | {name: functools.partial(call, channel, name)
+                                                      for name in names})
         passed = True
     if passed:
         verdict.send(b"1")
 
 
 def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
-    """What tests want: names of the solution, modules that they do not import, and whether to run beside the solution.
+    """What tests want: names of the solution, modules that they do not import, and whether to run beside the
+    solution.
 
-    They must where calls on plain values do not suffice: where they make objects, read attributes that no plain value
-    has, call a result, take some items of an iterator, hand functions over, or use the solution's names for anything
-    but calls. A name like MyName is a class, unless its call is all that an assert holds or compares.
+    They must where calls on plain values do not suffice: where they make objects, read attributes that no
+    plain value has, call a result, take some items of an iterator, hand functions over, or use the solution's
+    names for anything but calls. A name like MyName is a class, unless its call is all that an assert holds
+    or compares.
 
     >>> survey(ast.parse("assert math.isclose(half(3), 1.5)"))
     (['half'], ['math'], False)
     >>> survey(ast.parse("stack = Stack(); stack.push(1); assert stack.pop() == 1"))
     (['Stack'], [], True)
     """
-    nodes = [node for node in ast.walk(tests) if not isinstance(node, (ast.Constant, ast.UnaryOp))]  # the bulk of data
+    # the bulk of data
+    nodes = [node for node in ast.walk(tests) if not isinstance(node, (ast.Constant, ast.UnaryOp))]
 
     def of(*kinds):
         return [node for node in nodes if isinstance(node, kinds)]
@@ -300,7 +324,8 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
         names = [call.func.id for call in calls_of(free)][-1:]
 
     called = [call.func for call in of(ast.Call)] + [arg for call in calls_of(defined) for arg in call.args]
-    handed = [arg for call in calls_of({*names, *parameters}) for arg in call.args + [k.value for k in call.keywords]]
+    handed = [arg for call in calls_of({*names, *parameters})
+              for arg in call.args + [k.value for k in call.keywords]]
     asserted = [part for node in of(ast.Assert) for part in (node.test, getattr(node.test, "left", None))]
     functions = defined | set(dir(builtins)) - stored
     words = {node.id for node in loads} | {node.attr for node in of(ast.Attribute)}
@@ -310,12 +335,13 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
         or any(not isinstance(call.func, (ast.Name, ast.Attribute)) for call in of(ast.Call))
         or any(node.id in names and node not in called for node in loads)
         or any(isinstance(arg, ast.Lambda) or getattr(arg, "id", 0) in functions for arg in handed)
-        or any(re.fullmatch("[A-Z][A-Za-z0-9]*", call.func.id) and call not in asserted for call in calls_of(names)))
+        or any(re.fullmatch("[A-Z][A-Za-z0-9]*", call.func.id) and call not in asserted
+               for call in calls_of(names)))
 
 
 def signatures(tests: Sequence[str], solution: str = "") -> dict[str, str]:
-    """What tests want of a solution, name by name, with its arguments: those of `solution` where it defines the name,
-    else as many letters as the tests pass arguments.
+    """What tests want of a solution, name by name, with its arguments: those of `solution` where it defines
+    the name, else as many letters as the tests pass arguments.
 
     >>> signatures(["assert add(1, 2) == 3"]), signatures(["assert add(1, 2) == 3"], "def add(x, *more): ...")
     ({'add': 'add(a, b)'}, {'add': 'add(x, *more)'})
@@ -350,28 +376,31 @@ def _bound(statements: Sequence[ast.stmt]) -> set[str]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)
+                      and isinstance(part.ctx, ast.Store)}
     return names
 
 
 def with_context(program: str, question: str, tests: Sequence[str]) -> str:
     """A program with the imports and helpers of its question before it, where it lacks them.
 
-    A stub (nothing but a docstring) is no helper. Where the question itself defines all that the tests call, as one that
-    asks for a repair does, none of that is taken from it: the program has to bring it.
+    A stub (nothing but a docstring) is no helper. Where the question itself defines all that the tests call,
+    as one that asks for a repair does, none of that is taken from it: the program has to bring it.
 
     >>> question = "import math\\ndef area(r):\\n    'Of a circle.'"
     >>> print(with_context("def area(r): return math.pi * r ** 2", question, ["assert area(0) == 0"]))
     import math
     def area(r): return math.pi * r ** 2
     """
-    tree, given, wanted = parse_code(program), _question_code(question), parse_code("\n".join(tests), math.inf)
+    tree, given, wanted = parse_code(program), _question_code(question), parse_code("\n".join(tests),
+                                                                                    math.inf)
     if not (tree and given and wanted):
         return program
     kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, *FUNCTIONS[:2], ast.ClassDef)
     helpers = [node for node in given.body if isinstance(node, kinds) and not (
         isinstance(node, (*FUNCTIONS[:2], ast.ClassDef)) and all(
-            isinstance(part, (ast.Pass, ast.Raise)) or isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+            isinstance(part, (ast.Pass, ast.Raise)) or isinstance(part, ast.Expr)
+                                                                 and isinstance(part.value, ast.Constant)
             for part in node.body))]
     called = set(survey(wanted)[0])
     if called <= _bound(helpers):
@@ -381,23 +410,33 @@ def with_context(program: str, question: str, tests: Sequence[str]) -> str:
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | called
     if not used & (_bound(helpers) - brought):
         return program
-    futures = [node.end_lineno for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    futures = [node.end_lineno for node in tree.body if isinstance(node, ast.ImportFrom)
+               and node.module == "__future__"]
     lines, first = program.splitlines(), max(futures, default=0)
     return "\n".join([*lines[:first], *map(ast.unparse, helpers), *lines[first:]])
 
 
-# ---- Code: confinement, and the server that forks --------------------------------------------------------------------
+# ---- Code: confinement, and the server that forks
+# --------------------------------------------------------------------
 
-MEMORY = 1 << 30  # bytes a process: far more than short programs need, and one for every core still fits a laptop
-# What a Python program asks of the kernel for its files, memory, threads and time: nothing that makes processes, sends
-# signals or changes modes and owners, no socket but a pair. The last six with the arguments only that `seccomp` lists.
+# bytes a process: far more than short programs need, and one for every core still fits a laptop
+MEMORY = 1 << 30
+# What a Python program asks of the kernel for its files, memory, threads and time: nothing that makes
+# processes, sends
+# signals or changes modes and owners, no socket but a pair. The last six with the arguments only that
+# `seccomp` lists.
 SYSCALLS = {  # machine: (AUDIT_ARCH, ranges of numbers, (clone, kill, tgkill, prlimit64, fcntl, ioctl))
-    "x86_64": (0xC000003E, "0-15 17-28 32-40 44-48 53 60 63 73-75 77-89 95-100 102 104 107-108 110-111 115 118 "
-               "120-121 124 127-128 130-131 137-138 158 186 201-202 204 217-219 221 228-233 257-258 262-267 269-271 "
+    "x86_64": (0xC000003E,
+               "0-15 17-28 32-40 44-48 53 60 63 73-75 77-89 95-100 102 104 107-108 110-111 115 118 "
+               "120-121 124 127-128 130-131 137-138 158 186 201-202 204 217-219 221 228-233 257-258 262-267 "
+               "269-271 "
                "273-274 281 290-293 295-296 309 316 318 324 326 332 334 436 439", (56, 62, 234, 302, 72, 16)),
-    "aarch64": (0xC00000B7, "17 19-24 32 34-38 43-44 46 48-50 56-57 59 61-73 78-80 82-83 93-94 96 98-103 113-115 "
-                "123-124 128 132-137 139 148 150 153 155-156 158 160 163 165-166 168-169 172-179 199 206-207 210-212 "
-                "214-216 222-223 226-227 232-233 276 278 283 285 291 293 436 439", (220, 129, 131, 261, 25, 29))}
+    "aarch64": (0xC00000B7,
+                "17 19-24 32 34-38 43-44 46 48-50 56-57 59 61-73 78-80 82-83 93-94 96 98-103 113-115 "
+                "123-124 128 132-137 139 148 150 153 155-156 158 160 163 165-166 168-169 172-179 199 206-207 "
+                "210-212 "
+                "214-216 222-223 226-227 232-233 276 278 283 285 291 293 436 439",
+                (220, 129, 131, 261, 25, 29))}
 
 
 def seccomp(libc):
@@ -405,13 +444,15 @@ def seccomp(libc):
     if platform.machine() not in SYSCALLS:
         return False
     machine, ranges, special = SYSCALLS[platform.machine()]
-    load, equal, above, least, end, allow, refuse = 0x20, 0x15, 0x25, 0x35, 0x06, 0x7FFF0000, 0x50026  # with ENOSYS
+    # with ENOSYS
+    load, equal, above, least, end, allow, refuse = 0x20, 0x15, 0x25, 0x35, 0x06, 0x7FFF0000, 0x50026
     code = [(load, 0, 0, 4), (equal, 1, 0, machine), (end, 0, 0, refuse), (load, 0, 0, 0)]
     for low, *high in (map(int, part.split("-")) for part in ranges.split()):
         code += [(least, 0, 2, low), (above, 1, 0, *(high or [low])), (end, 0, 0, allow)]
     threads, own = [0x3D0F00, 0x7D0F00], [os.getpid()]  # clone's flags for a thread in glibc and in musl
     fcntl, ioctl = [*range(8), 1030], [0x5401, 0x5421, 0x5450, 0x5451]
-    for number, position, values in zip(special, (0, 0, 0, 0, 1, 1), (threads, own, own, [0], fcntl, ioctl)):
+    for number, position, values in zip(special, (0, 0, 0, 0, 1, 1), (threads, own, own, [0], fcntl, ioctl),
+                                        strict=False):
         code += [(equal, 0, 2 * len(values) + 2, number), (load, 0, 0, 16 + 8 * position)]
         code += [step for value in values for step in ((equal, 0, 1, value), (end, 0, 0, allow))]
         code += [(end, 0, 0, refuse)]
@@ -421,7 +462,8 @@ def seccomp(libc):
 
 
 def landlock(libc, folder):
-    """Leave only the Python installation to read and files in `folder` to write. True where all of it is enforced."""
+    """Leave only the Python installation to read and files in `folder` to write. True where all of it is
+    enforced."""
     version = libc.syscall(444, None, 0, 1)
     if version < 1:
         return False
@@ -430,14 +472,16 @@ def landlock(libc, folder):
     read, write = 0x0C, 0x61BE & known  # files and folders, no links
     paths = {path: read for root in (sys.prefix, sys.base_prefix, "/usr", "/usr/local", "/") for path in
              (os.path.join(root, "lib"), os.path.join(root, "lib64"))}
-    for path, rights in {**paths, "/usr/share/zoneinfo": read, os.devnull: 0x4006 & known, folder: write}.items():
+    for path, rights in {**paths, "/usr/share/zoneinfo": read, os.devnull: 0x4006 & known,
+                         folder: write}.items():
         if os.path.exists(path):
             libc.syscall(445, rules, 1, struct.pack("=Qi", rights, os.open(path, os.O_PATH)), 0)
     return libc.syscall(446, rules, 0) == 0 and version >= 3  # before, a file to be read could be cut short
 
 
 def confine(folder, seconds, keep):
-    """Give up all but `folder`, some memory and time, and the descriptors `keep`; name what the system cannot take."""
+    """Give up all but `folder`, some memory and time, and the descriptors `keep`; name what the system cannot
+    take."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
@@ -457,8 +501,9 @@ def confine(folder, seconds, keep):
         libc = ctypes.CDLL(None)
         libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, or an ordinary user may do neither of the following
         libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root, too, becomes an ordinary user
-        missing = [name for name, done in zip(missing, (True, landlock(libc, folder), seccomp(libc))) if not done]
-    for low, high in zip([2, *sorted(keep)], [*sorted(keep), 4096]):
+        missing = [name for name, done in zip(missing, (True, landlock(libc, folder), seccomp(libc)),
+                                              strict=False) if not done]
+    for low, high in zip([2, *sorted(keep)], [*sorted(keep), 4096], strict=False):
         os.closerange(low + 1, high)
     return missing
 
@@ -476,7 +521,8 @@ def spawn(run, folder, seconds, *sockets):
 
 
 def remove(room):
-    """Delete a folder and all in it, however deep: what it holds is moved up first, so that no path grows long."""
+    """Delete a folder and all in it, however deep: what it holds is moved up first, so that no path grows
+    long."""
     waiting, number = [os.path.join(room, "home")], itertools.count()
     while waiting:
         path = waiting.pop()
@@ -496,7 +542,8 @@ def supervise(request, seconds):
     """Run one solution and its tests; answer when nothing of them is left."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+        # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     room = tempfile.mkdtemp()
     folder = os.path.join(room, "home")
     os.mkdir(folder)
@@ -519,7 +566,8 @@ def supervise(request, seconds):
 
 
 def serve():
-    """The server's process: it forks a supervisor for every request and ends with the process that started it."""
+    """The server's process: it forks a supervisor for every request and ends with the process that started
+    it."""
     sys.path.pop(0)  # this file's own folder holds nothing for a solution to import
     for name in "bisect cmath copy hashlib heapq itertools numpy statistics string typing".split():
         importlib.import_module(name)
@@ -553,17 +601,20 @@ os.register_at_fork(after_in_child=forget_server)
 
 
 def server():
-    """The socket of a light process that has loaded neither torch nor any test, started where none is alive."""
+    """The socket of a light process that has loaded neither torch nor any test, started where none is
+    alive."""
     global _server
     if _server is None or _server[0].poll() is not None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-sB", os.path.abspath(__file__), "--serve"]
-        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1",  # a thread would not outlive a fork
+        # a thread would not outlive a fork
+        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1",
                        "TMPDIR": tempfile.gettempdir()}
         process = subprocess.Popen(command, stdin=theirs, cwd="/", env=environment, start_new_session=True)
         theirs.close()
         if missing := json.loads(ours.recv(4096)):
-            warnings.warn(f"this system confines no code in its {', nor in its '.join(missing)}: use a container")
+            parts = ", nor in its ".join(missing)
+            warnings.warn(f"this system confines no code in its {parts}: use a container", stacklevel=2)
         _server = process, ours
     return _server[1]
 
@@ -583,26 +634,28 @@ def run_code(code: str, tests: str, timeout: float) -> float:
             return 0.0
 
 
-def run_programs(programs: Sequence[str], tests: Sequence[Sequence[str]], timeout: float = 5.0) -> list[float]:
-    """1.0 for every program that passes its tests (statements with asserts), else 0.0. One runs at a time on each core;
-    equal pairs run once.
+def run_programs(programs: Sequence[str], tests: Sequence[Sequence[str]],
+                 timeout: float = 5.0) -> list[float]:
+    """1.0 for every program that passes its tests (statements with asserts), else 0.0. One runs at a time on
+    each core; equal pairs run once.
 
     `timeout` is in seconds of processor time; by the clock it is twice as much.
 
-    The tests run in one process, the solution in another that never sees them: its functions are called, arguments and
-    results cross as plain values, and an object that claims to equal everything is none. Tests that need more (see
-    `survey`) run beside the solution, where code that looks for them can tamper with them. The tests choose the way,
-    never the response.
+    The tests run in one process, the solution in another that never sees them: its functions are called,
+    arguments and results cross as plain values, and an object that claims to equal everything is none. Tests
+    that need more (see `survey`) run beside the solution, where code that looks for them can tamper with
+    them. The tests choose the way, never the response.
 
-    Covered: ending early in any way, endless loops, floods of memory or output, forged verdicts, tampering with
-    builtins, frames, hooks. On Linux the kernel also refuses the solution other processes, signals, the network, and
-    all files but the Python installation and those of an empty folder that goes with it. Its environment is empty, and
-    nothing that it started outlives the call. A system that cannot do all of this is warned about once (macOS: memory,
-    files, signals, network, and processes that leave their session).
-    Not covered: tests beside the solution, errors of the kernel, floods of the disk until the time is up.
-    A process is no sandbox for code that you distrust: train in a container, without secrets.
+    Covered: ending early in any way, endless loops, floods of memory or output, forged verdicts, tampering
+    with builtins, frames, hooks. On Linux the kernel also refuses the solution other processes, signals, the
+    network, and all files but the Python installation and those of an empty folder that goes with it. Its
+    environment is empty, and nothing that it started outlives the call. A system that cannot do all of this
+    is warned about once (macOS: memory, files, signals, network, and processes that leave their session). Not
+    covered: tests beside the solution, errors of the kernel, floods of the disk until the time is up. A
+    process is no sandbox for code that you distrust: train in a container, without secrets.
 
-    >>> run_programs(["def double(x): return 2 * x", "import sys; sys.exit(0)"], [["assert double(4) == 8"]] * 2)
+    >>> programs = ["def double(x): return 2 * x", "import sys; sys.exit(0)"]
+    >>> run_programs(programs, [["assert double(4) == 8"]] * 2)
     [1.0, 0.0]
     """
     jobs = [(program, "\n".join(lines)) for program, lines in zip(programs, tests, strict=True)]
@@ -611,7 +664,7 @@ def run_programs(programs: Sequence[str], tests: Sequence[Sequence[str]], timeou
             raise ValueError(f"tests must be Python statements, at least one of them: {text[:80]!r}")
     runs = {job: 0.0 for job in jobs if parse_code(job[0])}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs.update(zip(runs, pool.map(lambda job: run_code(*job, timeout), runs)))
+        runs.update(zip(runs, pool.map(lambda job: run_code(*job, timeout), runs), strict=False))
     return [runs.get(job, 0.0) for job in jobs]
 
 

@@ -1,4 +1,5 @@
-"""From rollouts to rewards: encoders, answer features, majority, and the mixture of verified and predicted rewards."""
+"""From rollouts to rewards: encoders, answer features, majority, and the mixture of verified and predicted
+rewards."""
 
 from types import SimpleNamespace
 
@@ -8,12 +9,20 @@ import torch.nn.functional as F
 
 from data import Task, answer_key, verify_batch
 from gnn import Groups
-from memreward import acquire_rewards, answer_features, hash_encoder, majority_key, make_encoder, predict_rewards
+from memreward import (
+    acquire_rewards,
+    answer_features,
+    hash_encoder,
+    majority_key,
+    make_encoder,
+    predict_rewards,
+)
 
 TASKS = [Task("a", "d", "math", "Ann has 3 bags of 12 nuts. How many nuts?", answer="36"),
          Task("b", "d", "math", "Ben has 5 bags of 7 pens. How many pens?"),
-         Task("c", "d", "qa", "Which is warm?", choices=("ice", "fire"), answer="B")]  # fmt: skip
-TEXTS = ["3 * 12 = 36\n#### 36", "3 + 12 = 15\n#### 15", "5 * 7 = 35\n#### 35", "5 + 7 = 12\n#### 12", "Fire\n#### B", "Ice\n#### A"]
+         Task("c", "d", "qa", "Which is warm?", choices=("ice", "fire"), answer="B")]
+TEXTS = ["3 * 12 = 36\n#### 36", "3 + 12 = 15\n#### 15", "5 * 7 = 35\n#### 35", "5 + 7 = 12\n#### 12",
+         "Fire\n#### B", "Ice\n#### A"]
 ROLLOUTS = SimpleNamespace(texts=TEXTS)
 
 
@@ -30,9 +39,12 @@ def test_hash_encoder_sees_the_same_reasoning_about_other_numbers():
 def test_hash_encoder_calls_a_signature_by_place():
     def encode(name, x, y):
         task = Task("f", "d", "code", f"Write the function {name}({x}, {y}). It returns {y} minus {x}.")
-        return hash_encoder([task], SimpleNamespace(texts=[f"{y} minus {x}\n```python\ndef {name}({x}, {y}):\n    return {y} - {x}\n```"]))
+        text = f"{y} minus {x}\n```python\ndef {name}({x}, {y}):\n    return {y} - {x}\n```"
+        return hash_encoder([task],
+                            SimpleNamespace(texts=[text]))
 
-    assert all(torch.equal(one, two) for one, two in zip(encode("pens_ann", "a", "b"), encode("hats_leo", "q", "m")))
+    assert all(torch.equal(one, two) for one, two in zip(encode("pens_ann", "a", "b"),
+                                                         encode("hats_leo", "q", "m"), strict=False))
 
 
 def test_text_encoder_is_the_masked_mean_and_knows_no_batch(tmp_path):
@@ -40,37 +52,50 @@ def test_text_encoder_is_the_masked_mean_and_knows_no_batch(tmp_path):
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     words = sorted({word for task in TASKS for word in task.question.split()} | {"ice", "fire"})
-    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i,
+                                                                       word in enumerate(words)},
+                                           unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=len(words) + 2, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)).eval()
+    model = BertModel(BertConfig(vocab_size=len(words) + 2, hidden_size=32, num_hidden_layers=2,
+                                 num_attention_heads=2, intermediate_size=64)).eval()
     model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
     encode = make_encoder(str(tmp_path), None)
     queries, thinkings, answers = encode(TASKS, ROLLOUTS)
     alone = encode(TASKS[2:], SimpleNamespace(texts=TEXTS[4:]))
-    for all_parts, part in zip((queries, thinkings, answers), alone):
+    for all_parts, part in zip((queries, thinkings, answers), alone, strict=False):
         assert torch.allclose(all_parts[2:], part, atol=1e-6)
-    for task, query in zip(TASKS, queries):
+    for task, query in zip(TASKS, queries, strict=False):
         inputs = tokenizer(" ".join([task.question, *(task.choices or ())]), return_tensors="pt")
         states = model(**inputs).last_hidden_state[0]
         assert torch.allclose(query, F.normalize(states.mean(0), dim=0), atol=1e-6)
 
 
 def test_policy_encoder_averages_the_right_tokens():
-    tokenizer = lambda text, **_: SimpleNamespace(input_ids=text.split())  # noqa: E731
+    def tokenizer(text, **_):
+        return SimpleNamespace(input_ids=text.split())
+
+    def mean(*states):
+        return F.normalize(torch.stack(states).mean(0), dim=0)
+
     task = Task("a", "d", "math", "?")
-    rollouts = SimpleNamespace(texts=["one two\n#### 3", "one\n#### 3 4"], mask=torch.tensor([[1.0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
-                               attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1, 0]] + [[0, 1, 1, 1, 1, 1, 1, 1]]))
+    rollouts = SimpleNamespace(texts=["one two\n#### 3", "one\n#### 3 4"],
+                               mask=torch.tensor([[1.0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
+                               attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1, 0]] + [[0, 1, 1, 1, 1, 1,
+                                                                                          1, 1]]))
     hidden = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
     queries, thinkings, answers = make_encoder("policy", tokenizer)([task], rollouts, hidden)
-    mean = lambda *states: F.normalize(torch.stack(states).mean(0), dim=0)  # noqa: E731
-    assert torch.allclose(queries[0], mean(*hidden[0, 1:3]))  # the prompt's columns 0 to 2, of which the first is padding
-    assert torch.allclose(thinkings[0, 0], mean(*hidden[0, 3:5])) and torch.allclose(answers[0, 0], mean(*hidden[0, 5:7]))
-    assert torch.allclose(thinkings[0, 1], mean(hidden[1, 3])) and torch.allclose(answers[0, 1], mean(*hidden[1, 4:8]))
+    # the prompt's columns 0 to 2, of which the first is padding
+    assert torch.allclose(queries[0], mean(*hidden[0, 1:3]))
+    assert torch.allclose(thinkings[0, 0], mean(*hidden[0, 3:5])) and torch.allclose(answers[0, 0],
+                                                                                     mean(*hidden[0, 5:7]))
+    assert torch.allclose(thinkings[0, 1], mean(hidden[1, 3])) and torch.allclose(answers[0, 1],
+                                                                                  mean(*hidden[1, 4:8]))
 
 
-@pytest.mark.parametrize("keys, winner", [(["1", "2", "2"], "2"), (["2", "1", "1", "2"], "2"), ([None, None, "3"], "3"), ([None, None], None), ([], None)])
+@pytest.mark.parametrize("keys, winner", [(["1", "2", "2"], "2"), (["2", "1", "1", "2"], "2"),
+                                          ([None, None, "3"], "3"), ([None, None], None), ([], None)])
 def test_majority(keys, winner):
     assert majority_key(keys) == winner
 
@@ -78,13 +103,18 @@ def test_majority(keys, winner):
 def test_answer_features_by_hand():
     import math
 
-    tasks = [Task("a", "d", "math", "4 rows of 9 and 1,000 more?"), Task("b", "d", "qa", "Which?", choices=("x", "y"))]
-    texts = [["4 * 9 = 36\n#### 36", "4 + 9.0 = 36\n#### 36", "#### -5", "no idea"], ["####B", "#### C", "####B", ""]]
+    tasks = [Task("a", "d", "math", "4 rows of 9 and 1,000 more?"),
+             Task("b", "d", "qa", "Which?", choices=("x", "y"))]
+    texts = [["4 * 9 = 36\n#### 36", "4 + 9.0 = 36\n#### 36", "#### -5", "no idea"],
+             ["####B", "#### C", "####B", ""]]
     keys = [["36", "36", "-5", None], ["B", "C", "1/2", "B"]]
     logprobs = torch.tensor([[-0.5, -1.5, -9.0]] * 8)
     mask = torch.tensor([[1.0, 1.0, 0.0]] * 8)
     features = answer_features(tasks, texts, keys, logprobs, mask)
-    log = lambda a: math.copysign(math.log(1 + abs(a)) / 20, a)  # noqa: E731
+
+    def log(a):
+        return math.copysign(math.log(1 + abs(a)) / 20, a)
+
     expected = [[[log(36), 1, 1, 0.5], [log(36), 1, 1, 0.5], [log(-5), 1, 0, 0.25], [0, 0, 0, 0]],
                 [[0, 1, 1, 0.5], [0, 1, 0, 0.25], [log(0.5), 1, 0, 0.25], [0, 1, 1, 0.5]]]
     assert torch.allclose(features[..., :4], torch.tensor(expected))
@@ -118,7 +148,9 @@ class Oracle:
         return torch.tensor([0.6, 0.4]).expand(len(groups[0]), 2)
 
 
-@pytest.mark.parametrize("memory, threshold, unlabelled", [(Oracle(), 0.5, [1, 0]), (Oracle(), 0.3, [1, 1]), (Oracle(), 0.61, [0, 0]), (Oracle(), torch.tensor(0.6).item(), [0, 0]), (None, 0.5, [1, 0])])
+@pytest.mark.parametrize("memory, threshold, unlabelled", [
+    (Oracle(), 0.5, [1, 0]), (Oracle(), 0.3, [1, 1]), (Oracle(), 0.61, [0, 0]),
+    (Oracle(), torch.tensor(0.6).item(), [0, 0]), (None, 0.5, [1, 0])])
 def test_labelled_groups_are_verified_and_the_others_predicted(memory, threshold, unlabelled):
     keys = [[answer_key(task, TEXTS[2 * b + g]) for g in range(2)] for b, task in enumerate(TASKS)]
     groups = memory and Groups(*hash_encoder(TASKS, ROLLOUTS), torch.zeros(3, 2, 1))
@@ -128,7 +160,8 @@ def test_labelled_groups_are_verified_and_the_others_predicted(memory, threshold
 
 
 def test_the_majority_never_rewards_what_does_not_parse():
-    assert predict_rewards(None, None, [[None, None, "1"], [None, None, None]]).tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert predict_rewards(None, None, [[None, None, "1"], [None, None, None]]).tolist() == [[0, 0, 1],
+                                                                                             [0, 0, 0]]
 
 
 def test_the_memory_never_rewards_what_has_no_answer():
@@ -144,7 +177,9 @@ def test_the_memory_never_rewards_what_has_no_answer():
 @pytest.mark.parametrize("domain, label, responses", [
     ("math", "7", ["####", "7", "8 A", "it is \\boxed{}", "#### ???", "#### " + "7" * 9000]),
     ("qa", "B", ["####", "#### neither", "first to C second greater A C", "#### A or B", "B?\n####\n####"]),
-    ("code", "assert f(1) == 2", ["", "x C", "```python\ndef f(x):\n    return data[(x[-2:]\n```", "```python\n# f\n```"])])  # fmt: skip
+
+    ("code", "assert f(1) == 2", ["", "x C", "```python\ndef f(x):\n    return data[(x[-2:]\n```",
+                                  "```python\n# f\n```"])])
 def test_no_verifier_accepts_what_has_no_answer(domain, label, responses):
     given = {"tests": (label,)} if domain == "code" else {"answer": label}
     task = Task("a", "d", domain, "?", choices=("x", "y") if domain == "qa" else None, **given)
@@ -156,17 +191,23 @@ def test_soft_rewards_and_abstention():
     """Sure, unsure and labelled groups; |2p - 1| is 0.8 on average for the first and 0.2 for the second."""
     probabilities = torch.tensor([[0.9, 0.2, 1.0, 0.1], [0.6, 0.5, 0.4, 0.3]])
     memory = SimpleNamespace(predict=lambda *groups, exclude: probabilities)
-    tasks = [Task("a", "d", "math", "?"), Task("b", "d", "math", "?"), Task("c", "d", "math", "?", answer="1")]
+    tasks = [Task("a", "d", "math", "?"), Task("b", "d", "math", "?"),
+             Task("c", "d", "math", "?", answer="1")]
     texts = ["#### 1", "#### 2", "#### 1", "?"] * 3
     groups = Groups(torch.zeros(3, 2), torch.zeros(3, 4, 2), torch.zeros(3, 4, 2), torch.zeros(3, 4, 1))
-    acquire = lambda *more: acquire_rewards(tasks, texts, memory, groups, [["1"] * 4] * 3, 0.5, *more)  # noqa: E731
+
+    def acquire(*more):
+        return acquire_rewards(tasks, texts, memory, groups, [["1"] * 4] * 3, 0.5, *more)
+
     verified = [1.0, 0.0, 1.0, 0.0]
     rewards, source = acquire()
-    assert rewards.tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], verified] and source == ["memory", "memory", "verifier"]
+    assert rewards.tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], verified]
+    assert source == ["memory", "memory", "verifier"]
     rewards, source = acquire(True)
     assert torch.equal(rewards, torch.cat([probabilities, torch.tensor([verified])]))
     rewards, source = acquire(False, 0.5)
-    assert rewards.tolist() == [[1, 0, 1, 0], [0] * 4, verified] and source == ["memory", "abstained", "verifier"]
+    assert rewards.tolist() == [[1, 0, 1, 0], [0] * 4, verified]
+    assert source == ["memory", "abstained", "verifier"]
     laps = []
     acquire(True, 0.5, laps.append)
     assert laps == ["verify", "predict"]

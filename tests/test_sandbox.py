@@ -1,4 +1,5 @@
-"""The code verifier: right programs pass, wrong and hostile ones earn nothing, do no harm and leave nothing behind."""
+"""The code verifier: right programs pass, wrong and hostile ones earn nothing, do no harm and leave nothing
+behind."""
 import ast
 import contextlib
 import os
@@ -24,7 +25,8 @@ GOOD = "def add(a, b):\n    return a + b\n"
 
 
 def cases(text):
-    """{name: (response, tests)} of a table: after its name, each case has its response, then its tests, else ADD."""
+    """{name: (response, tests)} of a table: after its name, each case has its response, then its tests, else
+    ADD."""
     table = {}
     for case in text.split("#: ")[1:]:
         name, _, body = case.partition("\n")
@@ -191,7 +193,8 @@ def f(d, key): d[key] = {1}
 ... assert d == {'k': {1}}
 #: exact types
 def f(): return (1, True, 1.0, None, 'a', b'b', {2}, frozenset([3]), {4: (5,)}, 1j, [float('inf')])
->>> assert repr(f()) == repr((1, True, 1.0, None, 'a', b'b', {2}, frozenset([3]), {4: (5,)}, 1j, [float('inf')]))
+>>> assert repr(f()) == repr((1, True, 1.0, None, 'a', b'b', {2}, frozenset([3]), {4: (5,)}, 1j,
+...                               [float('inf')]))
 >>> assert f()[1] is True and type(f()[2]) is float
 #: standard types
 from collections import *
@@ -274,7 +277,8 @@ def f(s):
 #: temporary files
 import os, tempfile
 def f(s):
-    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile("w+") as file, tempfile.TemporaryFile() as raw:
+    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile("w+") as file:
+        raw = tempfile.TemporaryFile()
         file.write(s), raw.write(b"x")
         file.seek(0)
         open(os.path.join(folder, "a.txt"), "w").write(file.read())
@@ -719,10 +723,12 @@ def test_the_solution_starts_from_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data.forget_server()  # the next one starts from an environment with the token
     project = {str(folder) for folder in Path(data.__file__).parents[:2]}
-    tests = [f"env, files, path, fds = look()\nassert (env, files, {project!r} & set(path), fds) == ({{}}, [], set(), 1)"]
+    expected = f"(env, files, {project!r} & set(path), fds) == ({{}}, [], set(), 1)"
+    tests = [f"env, files, path, fds = look()\nassert {expected}"]
     assert verify_code(LOOK, tests) == 1.0
     assert list(tmp_path.iterdir()) == []
-    assert os.getsid(data._server[0].pid) == data._server[0].pid  # where Control-C in a terminal does not reach it
+    # where Control-C in a terminal does not reach it
+    assert os.getsid(data._server[0].pid) == data._server[0].pid
     if sys.platform == "linux":
         assert b"TOKEN" not in Path(f"/proc/{data._server[0].pid}/environ").read_bytes()
     data.forget_server()  # its folder goes with this test
@@ -787,7 +793,8 @@ def test_nothing_outlives_the_call(program, filtered, tmp_path, monkeypatch):
 def test_the_server_ends_with_its_process():
     code = "import support.sandbox as data; data.server(); print(data._server[0].pid)"
     folder = Path(data.__file__).parents[1]
-    pid = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True).stdout.strip()
+    pid = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True,
+                         text=True).stdout.strip()
     time.sleep(0.2)
     assert pid and not os.path.exists(f"/proc/{pid}/exe")
 
@@ -796,7 +803,8 @@ def test_batch_keeps_the_order_and_runs_equal_pairs_once(monkeypatch):
     runs = []
     monkeypatch.setattr(data, "run_code", lambda *job: float(not runs.append(job) and "+" in job[0]))
     responses = [GOOD, f"```python\n{GOOD}```", "nothing at all", GOOD.replace("+", "-"), GOOD]
-    assert run_programs(list(map(extract_code, responses)), [ADD] * 5) == [1.0, 1.0, 0.0, 0.0, 1.0] and len(runs) == 2
+    assert run_programs(list(map(extract_code, responses)), [ADD] * 5) == [1.0, 1.0, 0.0, 0.0,
+                                                                           1.0] and len(runs) == 2
     assert run_programs([], []) == []
 
 
@@ -821,7 +829,8 @@ def test_a_server_that_died_is_replaced_and_a_fork_starts_its_own():
 
 def test_interrupted_batch_leaves_no_stale_results():
     slow = "import time\ntime.sleep(0.5)\ndef add(a, b): return 0\n"
-    signal.signal(signal.SIGALRM, signal.default_int_handler)  # SIGINT itself is ignored in a shell's background jobs
+    # SIGINT itself is ignored in a shell's background jobs
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     with pytest.raises(KeyboardInterrupt):
         run_programs([slow + f"# {i}" for i in range(6)], [ADD] * 6)
@@ -839,18 +848,24 @@ def test_what_is_missing_is_said_once(monkeypatch):
     assert len(said) == (0 if sys.platform == "linux" else 1)
 
 
-CALLS = ["assert f(1) == 2", "assert abs(f(1.5) - 2) < 1e-6", "assert set(f([1])) == {1}", "assert not f([1])",
+CALLS = ["assert f(1) == 2", "assert abs(f(1.5) - 2) < 1e-6", "assert set(f([1])) == {1}",
+         "assert not f([1])",
          "def check(c):\n    assert c(1) == 2\ncheck(f)", "assert f(sorted([2, 1], key=lambda x: -x)) == 1",
-         "assert f('a').upper() == 'B'", "x = f(1)\nassert x.count(1) == 2", "import os\nassert f(os.sep) == 1",
-         "assert Sort([2, 1]) == [1, 2]", "for x in [1]:\n    assert f(x) == x", "assert math.isclose(f(1), math.pi)",
+         "assert f('a').upper() == 'B'", "x = f(1)\nassert x.count(1) == 2",
+         "import os\nassert f(os.sep) == 1",
+         "assert Sort([2, 1]) == [1, 2]", "for x in [1]:\n    assert f(x) == x",
+         "assert math.isclose(f(1), math.pi)",
          "try:\n    f(1)\nexcept ValueError as e:\n    str(e)", "str = 'a'\nassert f(str) == 1"]
-OBJECTS = ["assert f(1)(2) == 3", "g = f(1)\nassert g(2) == 3", "assert f(len, 'a') == 1", "assert f(lambda: 1) == 1",
+OBJECTS = ["assert f(1)(2) == 3", "g = f(1)\nassert g(2) == 3", "assert f(len, 'a') == 1",
+           "assert f(lambda: 1) == 1",
            "assert isinstance(f(1), F)", "assert f(1).area == 2", "class A: pass\nassert f(A()) == 1",
-           "assert Box(1) == Box(1)", "q = Queue()\nq.append(1)", "assert len(Stack()) == 0", "assert next(f()) == 1",
+           "assert Box(1) == Box(1)", "q = Queue()\nq.append(1)", "assert len(Stack()) == 0",
+           "assert next(f()) == 1",
            "try:\n    f(1)\nexcept MyError:\n    pass", "import asyncio\nassert asyncio.run(f(1)) == 2"]
 
 
-@pytest.mark.parametrize("tests, beside", [*((tests, False) for tests in CALLS), *((tests, True) for tests in OBJECTS)])
+@pytest.mark.parametrize("tests, beside", [*((tests, False) for tests in CALLS),
+                                           *((tests, True) for tests in OBJECTS)])
 def test_the_tests_choose_the_way(tests, beside):
     assert survey(ast.parse(tests))[2] is beside
 
@@ -858,7 +873,8 @@ def test_the_tests_choose_the_way(tests, beside):
 @pytest.mark.parametrize("response, code", [
     ("```python\na\n```\n```python\nb\n```", "b\n"), ("```python\na\n```\n```\nb\n```", "a\n"),
     ("```\na\n```\n```bash\nb\n```", "a\n"), ("  ```py\n  if a:\n      b\n  ```", "if a:\n    b\n"),
-    ("```python\r\na = 1\r\n```", "a = 1\r\n"), ("```bash\nls\n```", ""), ("```PY\na", "a"), ("x = 1", "x = 1"),
+    ("```python\r\na = 1\r\n```", "a = 1\r\n"), ("```bash\nls\n```", ""), ("```PY\na", "a"),
+                                            ("x = 1", "x = 1"),
     ("```python\n```", ""), ("def f(:", ""), ("~", ""), ("\0", ""), ("", "")])
 def test_extract_code(response, code):
     assert extract_code(response) == code
@@ -870,8 +886,9 @@ F = "def f(x):\n    return x\n"
 @pytest.mark.parametrize("response, code", [
     (f"So: ```python\n{F}```", F), ("```python def f(x): return x```", "def f(x): return x"),
     ("```def f(x): return x```", "def f(x): return x"), (f"```python\n{F.rstrip()}```", F.rstrip()),
-    (f"1. ```python\n   def f(x):\n       return x\n   ```\nDone.", F), (f"```python {F}```", F.strip()),
-    (f"```python\nx = 1\n```\nBetter: ```python\n{F}```", F), (f"```python\n{F}```\n```python\nassert f(2) == 3\n```", F),
+    ("1. ```python\n   def f(x):\n       return x\n   ```\nDone.", F), (f"```python {F}```", F.strip()),
+    (f"```python\nx = 1\n```\nBetter: ```python\n{F}```", F),
+                                            (f"```python\n{F}```\n```python\nassert f(2) == 3\n```", F),
     (f"```python\n{F}```\n```python\n>>> f(1)\n1\n```", F), (f"```\n{F}```\n```\n5\n```", F),
     (f"```python\n{F}```\n```python\ndef f(x): return 0\n```", "def f(x): return 0\n"),
     (f"```python\n{F}```\n```python\ndef f(x", "def f(x"),
@@ -896,7 +913,8 @@ REPAIR = "Repair it:\n```python\ndef f(xs):\n    return 4.0\n```"
 
 
 @pytest.mark.parametrize("program, question, reward", [
-    (ALONE, HELPER, 1), (ALONE, f"Complete it.\n\n{HELPER}", 1), (ALONE, f"Complete:\n```python\n{HELPER}```", 1),
+    (ALONE, HELPER, 1), (ALONE, f"Complete it.\n\n{HELPER}", 1),
+                                                       (ALONE, f"Complete:\n```python\n{HELPER}```", 1),
     ("from __future__ import annotations\n" + ALONE, HELPER, 1), (ALONE, "Twice the root of the sum.", 0),
     ("def double(x): return 3 * x\n" + ALONE, HELPER, 0), ("x = double(2)", HELPER, 0), ("x = 1", HELPER, 0),
     ("x = f", REPAIR, 0), ("def g(x): return f(x)", REPAIR, 0), ("def f(xs): return double(2)", HELPER, 1),
@@ -942,15 +960,19 @@ def test_code_key(other, same):
     ("def f(a): return g(a)", "def f(a): return h(a)"),
     ("def f(sum): return sum\ndef g(x): return sum(x)", "def f(max): return max\ndef g(x): return max(x)"),
     ("def f(x, y): return x\nf(x=1, y=2)", "def f(y, x): return y\nf(x=1, y=2)"),
-    ("y = 1\ndef f(x): return y", "y = 1\ndef f(x): return x"), ("class A:\n    x = 1", "class A:\n    y = 1"),
-    ("def f(x): return x.a", "def f(x): return x.b"), ("import a\ndef f(): return a", "import b\ndef f(): return b"),
+    ("y = 1\ndef f(x): return y", "y = 1\ndef f(x): return x"),
+                                         ("class A:\n    x = 1", "class A:\n    y = 1"),
+    ("def f(x): return x.a", "def f(x): return x.b"), ("import a\ndef f(): return a",
+                                                       "import b\ndef f(): return b"),
     ("def f(s): return 's'", "def f(s): return 't'")])
 def test_code_key_tells_apart(left, right):
     assert code_key(left) != code_key(right)
 
 
-NASTY = ["(" * 10**5, "-" * 10**5 + "1", "1" + "+1" * 40_000, "x" + ".a" * 10**5, "[" * 150 + "]" * 150, "\0", "\ud800",
-         "lambda: " * 10_000 + "1", "```" * 10**5, "```\n" * 10**5, " " * 300_000, "```python\n" + "\t" * 10**5,
+NASTY = ["(" * 10**5, "-" * 10**5 + "1", "1" + "+1" * 40_000, "x" + ".a" * 10**5, "[" * 150 + "]" * 150,
+         "\0", "\ud800",
+         "lambda: " * 10_000 + "1", "```" * 10**5, "```\n" * 10**5, " " * 300_000,
+         "```python\n" + "\t" * 10**5,
          "é" * 10**5, "if x:\n" * 99, "f'{" * 10_000, "a = 1\n" * 50_000, "not " * 50_000 + "x", "9" * 10_000,
          "'\\N{x}'", "x = 1\x0c", "# -*- coding: nonsense -*-\nx = 1", "def f():\n" * 500]
 
