@@ -145,8 +145,8 @@ def main() -> None:
     text = f"""# Families of causal LMs
 
 Made by `python tests/families.py --out docs/families.md` with transformers {transformers.__version__}: a tiny
-model of each family with random weights, put through `grpo.check_policy` in float32. {tried} (the command's rules
-make no tiny model of it, which says nothing about the family).
+model of each family with random weights, put through `grpo.check_policy` in float32. {tried} (the command's
+rules make no tiny model of it, which says nothing about the family).
 
 | family | | how, or why not |
 | --- | --- | --- |
