@@ -382,7 +382,7 @@ def test_help_shows_each_command_its_own_settings(capsys):
         shown[command] = re.findall(r"^  --(\w+)", out, re.MULTILINE)
         assert train.COMMANDS[command][0] in out and "-" not in "".join(shown[command])
         assert sorted(shown[command]) == sorted(settings.READ_BY[command])
-    assert shown["train"][:3] == ["mode", "label_ratio", "tasks"]
+    assert shown["train"][:3] == ["mode", "label_ratio", "label_pick"]
     assert "steps" not in shown["evaluate"] and "seeds" in shown["compare"] and "seeds" not in shown["train"]
     grouped = [name for names in settings.GROUPS.values() for name in names]
     assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(Config))
