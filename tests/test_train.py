@@ -503,12 +503,10 @@ def test_drift_is_measured_on_labels_that_fit_nothing(quick, monkeypatch, capsys
     always verified."""
     import memreward
 
-    config, fitted = (
-        quick(
-            drift_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12, memory="refit", refit_every=1
-        ),
-        [],
+    config = quick(
+        drift_fraction=0.5, label_ratio=1.0, train_tasks=12, batch_size=12, memory="refit", refit_every=1
     )
+    config.groups_per_query, fitted = 1, []  # so that the newest group of a query is the one in question
     fit, predict = memreward.ExperienceMemory.fit, memreward.ExperienceMemory.predict
 
     def fit_and_turn(memory, seed, without):
