@@ -118,11 +118,12 @@ def make_prompt(task: Task) -> str:
 def verify_math(response: str, answer: str) -> float:
     r"""1.0 if the response's final answer equals the reference, else 0.0; never raises on a response.
 
-    The final answer stands behind the last `####` or in the last `\boxed{}`, and behind any thought; one that is denied,
-    hedged or retracted is none. Numbers and expressions compare by value, collections element by element.
+    The final answer stands behind the last `####` or in the last `\boxed{}`, and behind any thought; one that
+    is denied, hedged or retracted is none. Numbers and expressions compare by value.
 
-    >>> cases = [("#### $1,234.50 a day", "1234.5"), (r"so $x = \boxed{5}$.", "5"), (r"\boxed{(x+1)^2}", "x^2+2x+1"),
-    ...          ("#### 5 or 6", "5"), ("It is 5.", "5"), ("<think>#### 5", "5"), (r"\boxed{(2,1)}", "(1,2)")]
+    >>> cases = [("#### $1,234.50 a day", "1234.5"), (r"so $x = \boxed{5}$.", "5"),
+    ...          (r"\boxed{(x+1)^2}", "x^2+2x+1"), ("#### 5 or 6", "5"), ("It is 5.", "5"),
+    ...          ("<think>#### 5", "5"), (r"\boxed{(2,1)}", "(1,2)")]
     >>> [verify_math(*case) for case in cases]
     [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
@@ -131,12 +132,14 @@ def verify_math(response: str, answer: str) -> float:
 
 
 def verify_qa(response: str, answer: str, choices: Sequence[str] | None = None) -> float:
-    r"""1.0 if the response's last statement names the reference letter and no other, or the text of its choice.
+    r"""1.0 if the response's last statement names the reference letter alone, or its choice's text.
 
-    >>> right = ["#### b", "B) Paris", r"\boxed{\text{(B)}}", "The answer is B.", "A? No. **B**", "#### Paris"]
+    >>> right = ["#### b", "B) Paris", r"\boxed{\text{(B)}}", "The answer is B.", "A? No. **B**",
+    ...          "#### Paris"]
     >>> [verify_qa(response, "B", ("Rome", "Paris")) for response in right]
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    >>> wrong = ["#### A or B", "#### none", "The answer is a dog", "The answer is not A", "I think so", "A, B"]
+    >>> wrong = ["#### A or B", "#### none", "The answer is a dog", "The answer is not A",
+    ...          "I think so", "A, B"]
     >>> sum(verify_qa(response, "A") + verify_qa(response, "I") for response in wrong)
     0.0
     """
@@ -145,13 +148,14 @@ def verify_qa(response: str, answer: str, choices: Sequence[str] | None = None) 
 
 
 def extract_code(response: str) -> str:
-    """The program of a response: its last code block that defines something, behind any thought; "" for none."""
+    """A response's program: its last code block that defines something, behind any thought, or ""."""
     return find_program(after_thought(response))
 
 
 def verify_code(response: str, tests: Sequence[str], timeout: float = 5.0) -> float:
-    """1.0 if the program in `response` passes the `tests` (statements with asserts) in `timeout` seconds of processor
-    time, else 0.0. What confines it, and what that does not cover: support/sandbox.py and docs/verifiers.md.
+    """1.0 if the program in `response` passes the `tests` (statements with asserts) in `timeout` seconds of
+    processor time, else 0.0. What confines it, and what that does not cover: support/sandbox.py and
+    docs/verifiers.md.
 
     >>> verify_code("def double(x):\\n    return 2 * x", ["assert double(4) == 8"])
     1.0
@@ -162,12 +166,12 @@ def verify_code(response: str, tests: Sequence[str], timeout: float = 5.0) -> fl
 
 
 # function(response, answer) -> reward; of qa also the choices, of code the tests instead of the answer.
-# Add your own domain here and to INSTRUCTIONS; its verifier is handed what stands behind a response's thought.
+# Add your own domain here and to INSTRUCTIONS; its verifier gets what stands behind a thought.
 VERIFIERS: dict[str, Callable[..., float]] = {"math": verify_math, "qa": verify_qa, "code": verify_code}
 
 
 def verify(task: Task, response: str) -> float:
-    """1.0 if the response is right, else 0.0. A task without a label raises ValueError: no label is not a zero.
+    """1.0 if the response is right, else 0.0. A task without a label raises ValueError.
 
     >>> verify(Task("1", "demo", "math", "6 * 7?", answer="42"), "six sevens\\n#### 42")
     1.0
@@ -176,7 +180,7 @@ def verify(task: Task, response: str) -> float:
 
 
 def verify_batch(tasks: Sequence[Task], responses: Sequence[str]) -> list[float]:
-    """`verify` for many responses; programs run several at a time, and equal ones with equal tests only once."""
+    """`verify` for many responses; programs run several at a time, equal ones only once."""
     for task in tasks:
         if not task.labelled:
             raise ValueError(f"task {task.id} has no label to verify a response with")
@@ -193,7 +197,7 @@ def verify_batch(tasks: Sequence[Task], responses: Sequence[str]) -> list[float]
 
 
 def split_response(response: str, domain: str, choices: Sequence[str] | None = None) -> tuple[str, str]:
-    """(thinking, answer): what stands before the final answer's marker, and the final answer ("" where there is none).
+    """(thinking, answer): what stands before the final answer's marker, and the final answer or "".
 
     >>> split_response("6 * 7 is 42.\\n#### 42", "math")
     ('6 * 7 is 42.\\n', '42')
@@ -215,7 +219,7 @@ def split_response(response: str, domain: str, choices: Sequence[str] | None = N
 
 
 def answer_key(task: Task, response: str) -> str | None:
-    """What counts as the same answer: the number or expression, the letter, the program's syntax tree; None for none.
+    """What counts as the same answer: the expression, the letter, the program's syntax tree, or None.
 
     >>> task = Task("1", "demo", "math", "6 * 7?")
     >>> answer_key(task, "#### 42") == answer_key(task, "#### 42.0 apples"), answer_key(task, "42?")
