@@ -146,6 +146,7 @@ class Config:
     variants: str = setting("", f"compare: further rows, out of {', '.join(VARIANTS)}; with commas, or 'all'")
     rollouts: str | None = setting(
         None, "probe only: a run folder, or a .jsonl file of tasks with rollouts and their rewards")
+    new_kinds: bool = setting(False, "probe only: keep whole kinds of tasks out of the fit")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", "also log there")
     profile: bool = setting(False, "write trace.json of torch's profiler, steps 3 to 5 (chrome://tracing)")
     traceback: bool = setting(False, "show where in the code an error arose, not just its message")

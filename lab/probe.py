@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +18,8 @@ from lab.settings import check
 def run_probe(config) -> None:
     """`python train.py probe`: how good predicted rewards are, on rollouts whose rewards are known: the
     policy's own on its training tasks, those of a run's policy (--rollouts RUN), or what a file holds, of any
-    model (--rollouts FILE)."""
-    import torch
-
-    from data import answer_key, verify_batch
-
+    model (--rollouts FILE). With --new_kinds whole kinds of tasks are kept out of the fit: see
+    `probe_new_kinds`."""
     check(config.label_ratio < 1, "label_ratio: probe hides labels to predict them, so it must be below 1")
     holds_run = config.output_dir and (Path(config.output_dir) / "tasks.json").exists()
     check(not holds_run,
@@ -29,22 +28,22 @@ def run_probe(config) -> None:
     if (path / "tasks.json").is_file() and config.rollouts:
         config = dataclasses.replace(config, rollouts=None, model=str(path))  # see settings.of_run
     tasks, texts, rewards = what_to_predict(config)
-    policy = () if config.rollouts and config.model == "builtin" else ("policy",)
-    encoders = tuple(dict.fromkeys([config.encoder, "hash", *policy]))
-    texts, nodes, logprobs, mask = collect(start(config, training=False), tasks, texts, encoders)
-    size, splits = len(texts) // len(tasks), max(5, config.seeds)
-    if not config.rollouts:
-        rewards = verify_batch([task for task in tasks for _ in range(size)], texts)
-    rewards = torch.tensor(rewards).view(-1, size)
-    groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-    keys = [[answer_key(task, text) for text in group] for task, group in zip(tasks, groups)]
-    print(f"{len(tasks)} queries x {size} rollouts, {rewards.mean():.0%} right, {config.label_ratio:.0%} of "
-          f"queries labelled, {splits} splits"
-          + ("" if policy else "; no log-probabilities, as no --model has read the rollouts"))
-    print(probe_line())
+    kinds = kinds_of(config, tasks) if config.new_kinds else []
+    read = config.model != "builtin" or not config.rollouts
+    encoders = tuple(dict.fromkeys([config.encoder, "hash", *["policy"] * read]))
+    samples = collect(start(config, training=False), tasks, texts, rewards, encoders)
+    splits, size = max(5, config.seeds), samples[0].rewards.shape[1]
+    right = samples[0].rewards.mean().item()
+    print(f"{len(tasks)} queries x {size} rollouts, {right:.0%} right, {config.label_ratio:.0%} of queries "
+          f"labelled ({config.label_pick}), {len(samples)} groups a labelled query, {splits} splits"
+          + ("" if read else "; no log-probabilities, as no --model has read the rollouts"))
+    table = probe_new_kinds(tasks, samples, config, kinds, splits) if config.new_kinds else probe(
+        tasks, samples, config, splits)
+    line = new_kinds_line if config.new_kinds else probe_line
+    print(line())
     rows = []
-    for row in probe(tasks, groups, keys, rewards, nodes, config, splits, logprobs, mask):
-        print(probe_line(row), flush=True)
+    for row in table:
+        print(line(row), flush=True)
         rows.append({name: None if value != value else value for name, value in row.items()})  # nan: not JSON
     folder = Path(config.output_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S_probe"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +69,42 @@ def what_to_predict(config) -> tuple[list, list[str], list[float]]:
     return tasks, texts, rewards
 
 
-def collect(run: Run, tasks: list, texts: list[str], encoders: tuple[str, ...]) -> tuple:
-    """Responses to all tasks (those in `texts`, or sampled ones where it is empty), nodes by encoder, and the
-    reference's log-probabilities with their mask (N, T); None, None where the built-in policy would have to
-    read what others wrote."""
+class Sample(NamedTuple):
+    """A group of G rollouts of each of B tasks, with known rewards."""
+
+    responses: list  # B lists of G texts
+    keys: list  # their answer keys
+    rewards: object  # (B, G)
+    nodes: dict[str, tuple]  # for each encoder its queries (B, d), thinkings and answers (B, G, d)
+    logprobs: object = None  # (B*G, T) the reference policy's, with their mask; None: nobody has read them
+    mask: object = None
+
+
+def collect(run: Run, tasks: list, texts: list[str], rewards: list[float], encoders: tuple[str, ...]
+            ) -> list[Sample]:
+    """The responses in `texts` with their `rewards`, or where there are none `groups_per_query` groups of
+    sampled and verified ones. The built-in policy does not read what others wrote, so then there are no
+    log-probabilities."""
+    import torch
+
+    from data import answer_key, verify_batch
+
+    groups = range(1 if texts else run.config.groups_per_query)
+    samples = []
+    for number in groups:
+        found, nodes, logprobs, mask = embed_responses(run, tasks, texts, encoders, number)
+        size = len(found) // len(tasks)
+        truth = rewards or verify_batch([task for task in tasks for _ in range(size)], found)
+        responses = [found[i : i + size] for i in range(0, len(found), size)]
+        keys = [[answer_key(task, text) for text in group]
+                for task, group in zip(tasks, responses, strict=True)]
+        samples.append(Sample(responses, keys, torch.tensor(truth).view(-1, size), nodes, logprobs, mask))
+    return samples
+
+
+def embed_responses(run: Run, tasks: list, texts: list[str], encoders: tuple[str, ...], number: int) -> tuple:
+    """Responses to all tasks (those in `texts`, or sampled ones where it is empty, the group with this
+    number), nodes by encoder, and the reference's log-probabilities with their mask (N, T) or None, None."""
     import torch
     from torch.nn.functional import pad
     from tqdm import tqdm
@@ -92,7 +123,8 @@ def collect(run: Run, tasks: list, texts: list[str], encoders: tuple[str, ...]) 
             written = given[first * size : (first + 32) * size]
             rollouts = tokenize_rollouts(run.tokenizer, prompts, written)
         else:
-            noise = uniform_noise(config.seed, 0, [task.id for task in some], size, length)
+            visits = [f"{task.id} sibling {number}" if number else task.id for task in some]
+            noise = uniform_noise(config.seed, 0, visits, size, length)
             rollouts = sample(run.policy, run.tokenizer, prompts, size, length, config.temperature, noise,
                               config.sample_batch_size)
         responses, scores = responses + rollouts.texts, None
@@ -110,7 +142,7 @@ def collect(run: Run, tasks: list, texts: list[str], encoders: tuple[str, ...]) 
     return responses, nodes, *(columns or (None, None))
 
 
-# ------------------------------------------------------------------------------------------------- the table
+# -------------------------------------------------------------------------------------------------- the table
 
 
 def probe_rows(config, features: Sequence[str], encoders: Sequence[str]) -> dict[str, dict]:
@@ -129,6 +161,8 @@ def probe_rows(config, features: Sequence[str], encoders: Sequence[str]) -> dict
         "one GCN": {"gnn": "gcn", "gnn_networks": 1},
         "without thinkings": {"blank": "thinkings"},
         "without similarity edges": {"neighbors": 0},
+        "one group a labelled query, no siblings": {"groups_per_query": 1},
+        "labels picked to cover": {"label_pick": "coverage"},
         "without answer features": {"features": ""},
         **{f"only {name}": {"features": name} for name in features},
         **{f"encoder {name}": {"encoder": name} for name in encoders if name != config.encoder},
@@ -139,81 +173,115 @@ def probe_rows(config, features: Sequence[str], encoders: Sequence[str]) -> dict
 
 
 class Bench(NamedTuple):
-    """Verified rollouts to measure predictions with."""
+    """Verified rollouts to measure predictions with: one group or more of every task."""
 
-    tasks: Sequence  # B data.Tasks
-    rewards: object  # (B, G)
-    nodes: dict[str, tuple]  # for each encoder its queries (B, d), thinkings and answers (B, G, d)
+    tasks: list  # B data.Tasks
+    samples: list[Sample]
     names: list[str]  # of the features
-    features: object  # (B, G, f)
+    features: list  # (B, G, f) of every sample
 
-    def groups(self, config):
-        """The gnn.Groups as `config` wants them; no feature at all is a column of zeros."""
+    def groups(self, config, number: int = 0):
+        """The gnn.Groups of a sample as `config` wants them; no feature at all is a column of zeros."""
         from gnn import Groups
 
         columns = [self.names.index(name) for name in config.features.split(",") if name]
-        features = self.features[..., columns] if columns else 0 * self.features[..., :1]
-        groups = Groups(*self.nodes[config.encoder], features)
+        features = self.features[number]
+        features = features[..., columns] if columns else 0 * features[..., :1]
+        groups = Groups(*self.samples[number].nodes[config.encoder], features)
         return groups._replace(**{name: 0 * getattr(groups, name) for name in config.blank.split()})
+
+    def remember(self, memory, config, rows) -> None:
+        """Put the groups of the tasks that `rows` (B,) marks into the memory: `groups_per_query` of each."""
+        ids = [task.id for task, kept in zip(self.tasks, rows.tolist(), strict=True) if kept]
+        for number, sample in enumerate(self.samples[: config.groups_per_query] if ids else ()):
+            memory.remember(ids, *self.groups(config, number).rows(rows), sample.rewards[rows])
+
+    def labelled(self, config, seed: int):
+        """(B,) marks the tasks whose label a split keeps. Labels are drawn with the seed, or picked to cover
+        nine tenths of the tasks that are drawn with it, so that splits differ."""
+        import torch
+
+        from data import hide_labels
+        from support.coverage import facility_location
+
+        order = None
+        if config.label_pick == "coverage":
+            count = len(self.tasks)
+            drawn = random.Random(f"coverage {seed}").sample(range(count), round(0.9 * count))
+            queries = self.samples[0].nodes[config.encoder][0][drawn]
+            picks, _ = facility_location(queries, max(1, round(config.label_ratio * count)))
+            order = [self.tasks[drawn[row]].id for row in picks]
+        hidden = hide_labels(self.tasks, config.label_ratio, seed, order)
+        return torch.tensor([task.labelled for task in hidden])
+
+
+def make_bench(tasks: list, samples: list[Sample]) -> Bench:
+    """The samples with all features that can be had."""
+    from memreward import CONFIDENCE, FEATURES, answer_features
+
+    names = [name for name in FEATURES if samples[0].logprobs is not None or name not in CONFIDENCE]
+    features = [answer_features(tasks, sample.responses, sample.keys, sample.logprobs, sample.mask, names)
+                for sample in samples]
+    return Bench(tasks, samples, names, features)
+
+
+def default_row(bench: Bench, config) -> dict:
+    """The settings of the row that is what training does."""
+    chosen = ",".join(name for name in config.features.split(",") if name in bench.names)
+    return vars(config) | {"features": chosen, "predictor": "memory", "blank": ""}
+
+
+def vote(bench: Bench, config, known, asked):
+    """Predict by the mean of what the k most similar thinkings and answers earned: no network."""
+    from gnn import edge_weights, receive_messages, similarity_edges
+
+    rewards = bench.samples[0].rewards[known]
+    groups = bench.groups(config)
+    edges = similarity_edges(groups.rows(asked), groups.rows(known), config.neighbors)
+    votes = [receive_messages(rewards[..., None], near, edge_weights(cosines)) for near, cosines in edges[1:]]
+    return sum(part[..., 0] for part in votes) / 2
 
 
 def hide_and_predict(bench: Bench, config, seed: int) -> tuple:
     """Keep `config.label_ratio` of the labels and predict the rewards of the other queries' rollouts: scores
     and truth (n,), and {labels: queries labelled, fit_seconds, microseconds: for a predicted rollout}."""
-    import torch
-
-    from data import hide_labels
-    from gnn import edge_weights, receive_messages, similarity_edges
     from memreward import ExperienceMemory
 
-    known = torch.tensor([task.labelled for task in hide_labels(bench.tasks, config.label_ratio, seed)])
-    labelled, asked = (bench.groups(config).rows(part) for part in (known, ~known))
-    rewards, truth, began = bench.rewards[known], bench.rewards[~known], time.perf_counter()
+    known = bench.labelled(config, seed)
+    truth, began = bench.samples[0].rewards[~known], time.perf_counter()
     ready = began
     if config.predictor == "memory":
         memory = ExperienceMemory(config)
-        memory.remember([task.id for task, kept in zip(bench.tasks, known) if kept], *labelled, rewards)
+        bench.remember(memory, config, known)
         memory.fit(seed)
         ready = time.perf_counter()
-        scores = memory.predict(*asked)
+        scores = memory.predict(*bench.groups(config).rows(~known))
     elif config.predictor == "vote":
-        edges = similarity_edges(asked, labelled, config.neighbors)[1:]  # of thinkings and of answers
-        votes = [receive_messages(rewards[..., None], near, edge_weights(cosines)) for near, cosines in edges]
-        scores = sum(vote[..., 0] for vote in votes) / 2
+        scores = vote(bench, config, known, ~known)
     else:  # the name of a feature that is a prediction by itself
-        scores = bench.features[~known][..., bench.names.index(config.predictor)]
+        scores = bench.features[0][~known][..., bench.names.index(config.predictor)]
     microseconds = 1e6 * (time.perf_counter() - ready) / scores.numel()
     facts = {"labels": int(known.sum()), "fit_seconds": ready - began, "microseconds": microseconds}
     return scores.flatten(), truth.flatten(), facts
 
 
-def probe(tasks: Sequence, responses: Sequence[Sequence[str]], keys: Sequence[Sequence], rewards, nodes: dict,
-          config, seeds: int = 5, logprobs=None, mask=None) -> Iterator[dict]:
+def probe(tasks: list, samples: list[Sample], config, seeds: int = 5) -> Iterator[dict]:
     """Measure every row of `probe_rows`: what training runs, with one thing changed. Each seed hides other
     labels.
 
     Measured are the networks, fitted on all labels of the split: training keeps `drift_fraction` of them
-    back, and gives 0 to what has no answer (`predict_rewards`).
+    back, and gives 0 to what has no answer (`predict_rewards`). Of labelled tasks all samples are remembered,
+    of the others the first is predicted.
 
     Yields name, default (True: what training does), and as means over seeds, with standard errors NAME_se:
     labels, accuracy, precision, recall, f1, fp_rate, auc, ece, fit_seconds, microseconds. nan: nothing to
     measure.
-
-    `responses` are B lists of G texts, `rewards` (B, G) a verifier's, `nodes` what each encoder, by its name,
-    makes of them (`config.encoder` is one), logprobs and mask (N, T) the reference policy's; without them no
-    CONFIDENCE.
     """
-    import numpy as np
-
     from gnn import metrics
-    from memreward import CONFIDENCE, FEATURES, answer_features
     from support.calibration import calibration_error
 
-    names = [name for name in FEATURES if logprobs is not None or name not in CONFIDENCE]
-    features = answer_features(tasks, responses, keys, logprobs, mask, names)
-    bench = Bench(tasks, rewards, nodes, names, features)
-    chosen = ",".join(name for name in config.features.split(",") if name in names)
-    default = vars(config) | {"features": chosen, "predictor": "memory", "blank": ""}
+    bench = make_bench(tasks, samples)
+    default = default_row(bench, config)
 
     @functools.cache  # rows that differ in the threshold share their predictions
     def predictions(seed: int, **changes) -> tuple:
@@ -223,14 +291,122 @@ def probe(tasks: Sequence, responses: Sequence[Sequence[str]], keys: Sequence[Se
         scores, truth, facts = predictions(seed, **changes)
         return {**metrics(scores, truth, threshold), "ece": calibration_error(scores, truth), **facts}
 
-    for name, changes in probe_rows(config, names, nodes).items():
+    for name, changes in probe_rows(config, bench.names, samples[0].nodes).items():
         other = {key: value for key, value in changes.items() if default.get(key) != value}
-        splits = [measure(seed, **other) for seed in range(seeds)]
-        columns = {key: np.array([split[key] for split in splits]) for key in splits[0]}
-        errors = {f"{key}_se": values.std(ddof=1).item() / seeds**0.5
-                  for key, values in columns.items() if seeds > 1}
-        means = {key: values.mean().item() for key, values in columns.items()}
-        yield {"name": name, "default": not changes, **means, **errors}
+        yield {"name": name, "default": not changes,
+               **means([measure(seed, **other) for seed in range(seeds)])}
+
+
+def means(splits: list[dict[str, float]]) -> dict[str, float]:
+    """Means over splits by name, and their standard errors as NAME_se.
+
+    >>> means([{"auc": 0.5}, {"auc": 0.7}])
+    {'auc': 0.6, 'auc_se': 0.1}
+    """
+    import numpy as np
+
+    columns = {key: np.array([split[key] for split in splits]) for key in splits[0]}
+    errors = {f"{key}_se": round(values.std(ddof=1).item() / len(values) ** 0.5, 12)
+              for key, values in columns.items() if len(values) > 1}
+    return {key: values.mean().item() for key, values in columns.items()} | errors
+
+
+# ----------------------------------------------------------------------------------------- new kinds of tasks
+
+
+def kinds_of(config, tasks: list) -> list[str]:
+    """What kind each task is: of the small world its family, of a .jsonl file its column "kind", else its
+    data set."""
+    from data import small_world
+    from support.jsonl import json_lines
+
+    kinds = {task.id: task.dataset for task in tasks}
+    sets = [name.strip() for name in (config.rollouts or config.tasks).split(",")]
+    if "world" in sets and not config.rollouts:
+        world = small_world("train", config.seed)
+        kinds |= {item.task.id: item.family for item in itertools.islice(world, config.train_tasks)}
+    for path in (Path(name) for name in sets if name.endswith(".jsonl")):
+        for _, row in json_lines(path):
+            for name in (row["id"], f"{path.stem}/{row['id']}"):
+                if name in kinds and "kind" in row:
+                    kinds[name] = str(row["kind"])
+    found = sorted(set(kinds.values()))
+    check(len(found) > 2, f"new_kinds: needs three kinds of tasks or more, got {', '.join(found)}; rows of a "
+          '.jsonl file name theirs in a column "kind"')
+    return [kinds[task.id] for task in tasks]
+
+
+def new_kinds_rows(config) -> dict[str, dict]:
+    """The rows of the table: a name, and what is changed of `config`."""
+    return {"vote of the k nearest rollouts": {"predictor": "vote"},
+            "MLP (no edges)": {"gnn": "mlp"},
+            "GCN of embeddings, labels no inputs (the paper)": {"gnn": "paper"},
+            "GCN of features and labels": {"gnn": "gcn"},
+            f"{config.gnn} networks (default)": {}}
+
+
+def probe_new_kinds(tasks: list, samples: list[Sample], config, kinds: list[str],
+                    seeds: int = 5) -> Iterator[dict]:
+    """A third of all kinds is kept out of the fit. How well are rewards of these kinds' unlabelled rollouts
+    predicted `before` any of their labels is known, when their labelled groups are `remembered` without a
+    fit, and when all is fitted `anew`?
+
+    Yields name, default, and as means over seeds with standard errors (NAME_se) before_auc, before_accuracy,
+    remembered_... and anew_...; auc and accuracy are those of what is remembered.
+    """
+    bench = make_bench(tasks, samples)
+    default = default_row(bench, config)
+    for name, changes in new_kinds_rows(config).items():
+        row = SimpleNamespace(**default | changes)
+        found = means([new_kinds_split(bench, row, kinds, seed) for seed in range(seeds)])
+        prefix = "remembered_"
+        same = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+        yield {"name": name, "default": not changes, **found, **same}
+
+
+def new_kinds_split(bench: Bench, config, kinds: list[str], seed: int) -> dict[str, float]:
+    """One split of `probe_new_kinds`."""
+    import torch
+
+    from gnn import metrics
+    from memreward import ExperienceMemory
+
+    names = sorted(set(kinds))
+    out = set(random.Random(f"kinds {seed}").sample(names, max(1, len(names) // 3)))
+    new = torch.tensor([kind in out for kind in kinds])
+    known = bench.labelled(config, seed)
+    asked, truth = new & ~known, bench.samples[0].rewards[new & ~known].flatten()
+    check(bool((known & ~new).any() and asked.any()), "new_kinds: too few tasks for this label_ratio")
+    scores = {}
+    if config.predictor == "vote":
+        parts = {"before": known & ~new, "remembered": known, "anew": known}
+        scores = {when: vote(bench, config, part, asked) for when, part in parts.items()}
+    else:
+        memory, again = ExperienceMemory(config), ExperienceMemory(config)
+        bench.remember(memory, config, known & ~new)
+        memory.fit(seed)
+        scores["before"] = memory.predict(*bench.groups(config).rows(asked))
+        bench.remember(memory, config, known & new)
+        scores["remembered"] = memory.predict(*bench.groups(config).rows(asked))
+        bench.remember(again, config, known)
+        again.fit(seed)
+        scores["anew"] = again.predict(*bench.groups(config).rows(asked))
+    found = {when: metrics(score.flatten(), truth, config.threshold) for when, score in scores.items()}
+    return {f"{when}_{key}": found[when][key] for when in found for key in ("auc", "accuracy")}
+
+
+def new_kinds_line(row: dict | None = None) -> str:
+    """A row of `probe_new_kinds` for the terminal; the table's head without one."""
+    whens = ("before", "remembered", "anew")
+    if row is None:
+        titles = ("before their labels", "labels remembered", "fitted anew")
+        return f"{'AUC / accuracy on new kinds':<48}" + "".join(f"{title:>30}" for title in titles)
+    cells = [" / ".join(f"{row[f'{when}_{key}']:.3f} +- {row.get(f'{when}_{key}_se', math.nan):.3f}"
+                        for key in ("auc", "accuracy")).rjust(30) for when in whens]
+    return f"{row['name']:<48}{''.join(cells)}"
+
+
+# ------------------------------------------------------------------------------------------- for the terminal
 
 
 def probe_line(row: dict | None = None) -> str:

@@ -35,7 +35,7 @@ GROUPS = {  # every setting once, as --help shows them
               "gnn_networks gnn_hidden gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs "
               "gnn_patience",
     "evaluation, log, checkpoints": "eval_every eval_samples keep tracker profile traceback",
-    "several runs": "seeds variants rollouts"}
+    "several runs": "seeds variants rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
 READING = "attention precision max_prompt_length max_response_length sample_batch_size traceback".split()
@@ -46,7 +46,8 @@ READ_BY = {  # the settings of each command
     "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "seed", "output_dir", *READING],
     "pick": ["tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
     "probe": ["label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size", "temperature",
-              "micro_batch_size", "output_dir", "seeds", "rollouts", *READING, *MEMORY],
+              "micro_batch_size", "output_dir", "seeds", "rollouts", "label_pick", "new_kinds", *READING,
+              *MEMORY],
     "explain": ["resume", "traceback"],
     "plot": ["output_dir", "label_ratio", "traceback"]}
 NAMELESS = {"explain": ["resume"], "plot": ["output_dir"]}  # given by their place, as in: explain RUN

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-import gnn
 from gnn import (
     GCNLayer,
     Groups,

@@ -1,6 +1,7 @@
 """The experience memory: what reaches a prediction, what must not, and that the cache changes nothing."""
 
 import copy
+import random
 import types
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import memreward
 from data import Task, hide_labels
 from gnn import Groups, RewardGNN, RewardMLP, fold_ids, metrics, seeded, similarity_edges
-from lab.probe import Bench, hide_and_predict, probe
+from lab.probe import Sample, hide_and_predict, make_bench, probe, probe_new_kinds
 from memreward import ExperienceMemory
 from support.calibration import calibrate
 
@@ -382,51 +383,88 @@ def test_a_remembered_group_of_a_new_kind_changes_predictions_of_that_kind_alone
     assert (changed[kind_of == 1] > 1e-4).all() and (changed[kind_of == 0] < 1e-6).all()
 
 
-def bench(**overrides):
+def bench(groups=1, **overrides):
     """Twenty tasks whose answers are "1" or "2", with settings small enough to measure every row."""
     g = torch.Generator().manual_seed(0)
-    tasks = [Task(f"t{i}", "d", "math", f"{i} apples?", answer="1") for i in range(20)]
-    said = torch.randint(1, 3, (20, G), generator=g)
-    keys = [[str(number) for number in group] for group in said.tolist()]
-    texts = [[f"{number} it is\n#### {number}" for number in group] for group in said.tolist()]
-    groups = random_groups(20)
-    settings = config(gnn_epochs=2, gnn_patience=2, gnn_hidden=4, label_ratio=0.5, threshold=0.5, encoder="hash",
-                      features="agreement,min_logprob", predictor="memory", blank="", **overrides)
-    return tasks, texts, keys, (said == 1).float(), {"hash": groups[:3], "other": groups[:3]}, settings
+    tasks, samples = [Task(f"t{i}", "d", "math", f"{i} apples?", answer="1") for i in range(20)], []
+    for number in range(groups):
+        said = torch.randint(1, 3, (20, G), generator=g)
+        keys = [[str(answer) for answer in group] for group in said.tolist()]
+        texts = [[f"{answer} it is\n#### {answer}" for answer in group] for group in said.tolist()]
+        nodes = random_groups(20, seed=number)[:3]
+        samples.append(Sample(texts, keys, (said == 1).float(), {"hash": nodes, "other": nodes}))
+    settings = {"gnn_epochs": 2, "gnn_patience": 2, "gnn_hidden": 4, "label_ratio": 0.5, "threshold": 0.5,
+                "encoder": "hash", "features": "agreement,min_logprob", "predictor": "memory", "blank": "",
+                "label_pick": "random", "groups_per_query": groups}
+    return tasks, samples, config(**settings | overrides)
 
 
 def test_the_bench_measures_what_training_does():
-    tasks, texts, keys, rewards, nodes, settings = bench()
-    rows = {row["name"]: row for row in probe(tasks, texts, keys, rewards, nodes, settings, seeds=2)}
+    tasks, samples, settings = bench(groups=2)
+    rows = {row["name"]: row for row in probe(tasks, samples, settings, seeds=2)}
     assert [row["name"] for row in rows.values() if row["default"]] == ["mixed networks (default)"]
     assert {"encoder other", "k = 15", "threshold 0.7", "only coverage", "label ratio 0.7"} <= rows.keys()
     assert not any("logprob" in name for name in rows)  # no policy has read these
-    agreement = torch.tensor([[group.count(key) / G for key in group] for group in keys])
+    agreement = [torch.tensor([[group.count(key) / G for key in group] for group in sample.keys])
+                 for sample in samples]
     expected, settings.features = [], "agreement"
     for seed in range(2):
         known = torch.tensor([task.labelled for task in hide_labels(tasks, 0.5, seed)])
+        ids = [task.id for task, kept in zip(tasks, known, strict=True) if kept]
         memory = ExperienceMemory(settings)
-        groups = Groups(*nodes["hash"], agreement[..., None])
-        memory.remember([task.id for task, kept in zip(tasks, known) if kept], *groups.rows(known), rewards[known])
+        for sample, feature in zip(samples, agreement, strict=True):
+            groups = Groups(*sample.nodes["hash"], feature[..., None])
+            memory.remember(ids, *groups.rows(known), sample.rewards[known])
         memory.fit(seed)
-        ours = metrics(memory.predict(*groups.rows(~known)).flatten(), rewards[~known].flatten())
-        simple = metrics(agreement[~known].flatten(), rewards[~known].flatten())
+        asked = Groups(*samples[0].nodes["hash"], agreement[0][..., None]).rows(~known)
+        truth = samples[0].rewards[~known].flatten()
+        ours = metrics(memory.predict(*asked).flatten(), truth)
+        simple = metrics(agreement[0][~known].flatten(), truth)
         expected.append((ours["auc"], simple["auc"], simple["accuracy"]))
-    means = torch.tensor(expected).mean(0).tolist()
+    wanted = torch.tensor(expected).mean(0).tolist()
     default, plain = rows["mixed networks (default)"], rows["agreement as a score"]
     error = expected[0][1] - expected[1][1]
-    assert [default["auc"], plain["auc"], plain["accuracy"]] == pytest.approx(means, abs=1e-6)
+    assert [default["auc"], plain["auc"], plain["accuracy"]] == pytest.approx(wanted, abs=1e-6)
     assert default["labels"] == 10 and plain["auc_se"] == pytest.approx(abs(error) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("predictor", ["memory", "vote", "agreement"])
 def test_hidden_rewards_never_reach_a_prediction(predictor):
-    tasks, _, _, rewards, nodes, settings = bench()
-    settings.predictor, features = predictor, random_groups(20).features
+    tasks, samples, settings = bench(predictor=predictor, features="agreement")
     known = torch.tensor([task.labelled for task in hide_labels(tasks, 0.5, 1)])
-    names = ["agreement", "min_logprob"]
-    measure = lambda rewards: hide_and_predict(Bench(tasks, rewards, nodes, names, features), settings, 1)  # noqa: E731
+    rewards = samples[0].rewards
+
+    def measure(rewards):
+        return hide_and_predict(make_bench(tasks, [samples[0]._replace(rewards=rewards)]), settings, 1)
+
     scores, truth, facts = measure(rewards)
     other = torch.where(known[:, None], rewards, 1 - rewards)
     assert torch.equal(scores, measure(other)[0]) and torch.equal(truth, rewards[~known].flatten())
-    assert facts["labels"] == 10 and (predictor == "agreement" or not torch.equal(scores, measure(1 - rewards)[0]))
+    assert facts["labels"] == 10
+    assert predictor == "agreement" or not torch.equal(scores, measure(1 - rewards)[0])
+
+
+def test_new_kinds_are_remembered_without_a_fit():
+    """Rows by hand of one split: only labelled groups of kept kinds are fitted, those of new kinds join later."""
+    tasks, samples, settings = bench(groups=2, gnn="gcn", features="agreement")
+    kinds = ["abcdef"[i % 6] for i in range(20)]
+    rows = {row["name"]: row for row in probe_new_kinds(tasks, samples, settings, kinds, seeds=1)}
+    assert [row["name"] for row in rows.values() if row["default"]] == ["gcn networks (default)"]
+    out = random.Random("kinds 0").sample("abcdef", 2)
+    known = torch.tensor([task.labelled for task in hide_labels(tasks, 0.5, 0)])
+    new = torch.tensor([kind in out for kind in kinds])
+    made = make_bench(tasks, samples)
+    memory = ExperienceMemory(settings)
+    for part in (known & ~new, known & new):
+        for number in range(2):
+            ids = [task.id for task, kept in zip(tasks, part, strict=True) if kept]
+            memory.remember(ids, *made.groups(settings, number).rows(part), samples[number].rewards[part])
+        if not memory.models:
+            memory.fit(0)
+        p = memory.predict(*made.groups(settings).rows(new & ~known)).flatten()
+        when = "remembered" if (part & new).any() else "before"
+        expected = metrics(p, samples[0].rewards[new & ~known].flatten())["auc"]
+        assert rows["gcn networks (default)"][f"{when}_auc"] == pytest.approx(expected)
+    assert rows["gcn networks (default)"]["auc"] == rows["gcn networks (default)"]["remembered_auc"]
+    mlp = rows["MLP (no edges)"]
+    assert mlp["before_auc"] == mlp["remembered_auc"]  # it cannot listen
