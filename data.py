@@ -1,9 +1,9 @@
 """Tasks, labels, prompts, what earns a reward, and loading: all that MemReward knows about questions.
 
-A task is a question with, perhaps, its label: a reference answer (math, qa) or assert tests (code). The label is
-what MemReward economises: `hide_labels` takes it away for good, and `verify` refuses a task that has none.
-Behind the door stand the questions that come with the project, support/world.py (the built-in small world) and
-support/benchmarks.py (thirteen sets of the hub), and how answers are judged. A domain of your own is an
+A task is a question with, perhaps, its label: a reference answer (math, qa) or assert tests (code). The label
+is what MemReward economises: `hide_labels` takes it away for good, and `verify` refuses a task that has none.
+Behind the door stand the questions that come with the project, support/world.py (the built-in small world)
+and support/benchmarks.py (thirteen sets of the hub), and how answers are judged. A domain of your own is an
 instruction in INSTRUCTIONS and a function in VERIFIERS.
 """
 
@@ -26,14 +26,15 @@ from support.jsonl import json_lines, letter_of, written
 from support.sandbox import code_key, find_program, parse_code, run_programs, signatures, with_context
 
 __all__ = [
-    "BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key", "extract_code",
-    "hide_labels", "load_splits", "load_tasks", "make_prompt", "parse_code", "reach_hub", "small_world",
-    "spend_labels", "split_response", "verify", "verify_batch", "verify_code", "verify_math", "verify_qa"]
+    "BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key",
+    "extract_code", "hide_labels", "load_splits", "load_tasks", "make_prompt", "parse_code", "reach_hub",
+    "small_world", "spend_labels", "split_response", "verify", "verify_batch", "verify_code",
+    "verify_math", "verify_qa"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question. `answer` (a number, an expression or a letter) and `tests` (assert lines) are its label."""
+    """One question. `answer` (number, expression or letter) and `tests` (assert lines) are its label."""
 
     id: str
     dataset: str
@@ -52,13 +53,13 @@ class Task:
 def hide_labels(
     tasks: Sequence[Task], ratio: float, seed: int, picked: Sequence[str] | None = None
 ) -> list[Task]:
-    """Keep the labels of round(ratio * n) of the n tasks that have one, at least one; remove all others for good.
+    """Keep the labels of round(ratio * n) of the n tasks that have one (at least 1); remove all others.
 
     Args:
         ratio: in (0, 1]. seed: of the draw.
-        picked: ids of tasks in order of worth; the first of them that have a label keep it, and nothing is drawn.
+        picked: ids of tasks in order of worth; the first that have a label keep it, and nothing is drawn.
     Raises:
-        ValueError: where the ratio is outside its range, or fewer labelled tasks are picked than keep their label.
+        ValueError: the ratio is outside its range, or fewer labelled tasks are picked than keep theirs.
 
     >>> tasks = [Task(str(i), "demo", "math", f"{i} + {i}?", answer=str(2 * i)) for i in range(10)]
     >>> sum(task.labelled for task in hide_labels(tasks, ratio=0.2, seed=0))
@@ -76,7 +77,7 @@ def hide_labels(
         have = set(labelled)
         keep = set([name for name in dict.fromkeys(picked) if name in have][:budget])
         if len(keep) < budget:
-            raise ValueError(f"label_pick: {len(keep)} labelled tasks are picked, {budget} are to keep their label")
+            raise ValueError(f"label_pick: {len(keep)} labelled tasks are picked, {budget} keep their label")
     return [task if task.id in keep else replace(task, answer=None, tests=None) for task in tasks]
 
 
@@ -85,16 +86,17 @@ def spend_labels(
 ) -> tuple[list[Task], str]:
     """The training tasks as training may see them, and in words which labels they keep.
 
-    An experiment starts from tasks that all have a label and hides most of them: `hide_labels`. Where some have
-    none from the start it is no experiment, and every label there is is used, whatever the ratio.
+    An experiment starts from tasks that all have a label and hides most of them: `hide_labels`. Where some
+    have none from the start it is no experiment: every label is used, whatever the ratio.
     """
     labelled = sum(task.labelled for task in tasks)
     if 0 < labelled < len(tasks):
-        return list(tasks), (f"all {labelled} labels of {len(tasks)} training tasks are used; label_ratio hides labels "
-                             f"only where every task has one")
+        return list(tasks), (f"all {labelled} labels of {len(tasks)} training tasks are used; label_ratio "
+                             f"hides labels only where every task has one")
     hidden = hide_labels(tasks, ratio, seed, picked)
     chosen = "drawn with the seed" if picked is None else "picked"
-    return hidden, f"{sum(task.labelled for task in hidden)} of {labelled} labels are kept, {chosen}; the others are gone"
+    kept = sum(task.labelled for task in hidden)
+    return hidden, f"{kept} of {labelled} labels are kept, {chosen}; the others are gone"
 
 
 # ------------------------------------------------------------------------------------------ prompts
@@ -108,7 +110,7 @@ INSTRUCTIONS = {
 
 def make_prompt(task: Task) -> str:
     """The user's message for a task: question, choices, instruction. It never depends on the label."""
-    choices = "".join(f"\n({letter}) {text}" for letter, text in zip(LETTERS, task.choices or (), strict=False))
+    choices = "".join(f"\n({letter}) {text}" for letter, text in zip(LETTERS, task.choices or ()))
     return f"{task.question}{choices}\n{INSTRUCTIONS[task.domain]}"
 
 
@@ -243,8 +245,8 @@ def small_world(part: str, seed: int) -> Iterator[world.Demonstration]:
     """The built-in small world: endless questions with imperfect answers; see support/world.py.
 
     Args:
-        part: "train", "test", "pretrain" (what the built-in policy has seen) or "ood" (the same kinds of question in
-            a wording that no other part has); they never share a question.
+        part: "train", "test", "pretrain" (what the built-in policy has seen) or "ood" (the same kinds of
+            question in a wording that no other part has); they never share a question.
         seed: which questions are drawn, in which order.
     """
     for item in world.small_world(part, seed):
@@ -252,14 +254,10 @@ def small_world(part: str, seed: int) -> Iterator[world.Demonstration]:
 
 
 def _task_of(mapping: Callable[[dict], dict | None]) -> Callable[[dict], Task | None]:
-    def task(row: dict) -> Task | None:
-        fields = mapping(row)
-        return fields and Task(**{"id": "", "dataset": ""} | fields)
-
-    return task
+    return lambda row: (fields := mapping(row)) and Task(**{"id": "", "dataset": ""} | fields)
 
 
-# Thirteen sets of the hub by name, each with .task(row): a Task without id, or None where the row is not wanted.
+# Thirteen sets of the hub, each with .task(row): a Task without id, or None where the row is not wanted.
 BENCHMARKS = {name: benchmark._replace(task=_task_of(benchmark.task))
               for name, benchmark in benchmarks.BENCHMARKS.items()}
 
@@ -284,13 +282,13 @@ def _names(names: str) -> list[str]:
     found = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
     for name in found:
         if name not in ("world", "world_ood", *BENCHMARKS) and Path(name).suffix != ".jsonl":
-            raise ValueError(f"tasks: {name!r} is neither 'world' nor 'world_ood' nor the path of a .jsonl file nor "
-                             f"a benchmark: {', '.join(BENCHMARKS)}")
+            raise ValueError(f"tasks: {name!r} is neither 'world' nor 'world_ood' nor the path of a .jsonl "
+                             f"file nor a benchmark: {', '.join(BENCHMARKS)}")
     return found
 
 
 def _rows(name: str, split: str, limit: int | None, seed: int) -> list[Task | str] | Iterator[Task | str]:
-    """All of one set's part: a list, to be drawn from, or a stream. A row that gives no task is its reason."""
+    """All of one set's part: a list, to be drawn from, or a stream; for a row without a task the reason."""
     if name == "world":
         return [item.task for item in itertools.islice(small_world(split, seed), limit or 600)]
     if name == "world_ood":
@@ -299,7 +297,7 @@ def _rows(name: str, split: str, limit: int | None, seed: int) -> list[Task | st
         return [item.task for item in itertools.islice(small_world("ood", seed), limit or 600)]
     if name in BENCHMARKS:
         if name in STREAMED and limit is None:
-            raise ValueError(f"tasks: {name} is streamed and needs a limit; the paper's: 750 train, 450 test tasks")
+            raise ValueError(f"tasks: {name} is streamed and needs a limit, in the paper 750 and 450")
         rows = (row if isinstance(row, str) else Task(**row) for row in benchmarks.hub_rows(name, split))
         return rows if name in STREAMED else list(rows)
     return _file_rows(Path(name), split)
@@ -311,17 +309,19 @@ def _file_rows(path: Path, split: str) -> list[Task | str]:
         path = path.with_name(f"{pair[1]}_{split}.jsonl")
     rows = []
     for task in read_jsonl(path):
-        if not pair and split != ("train" if not task.labelled or zlib.crc32(task.id.encode()) % 10 < 7 else "test"):
+        trains = not task.labelled or zlib.crc32(task.id.encode()) % 10 < 7
+        if not pair and trains != (split == "train"):
             continue
         if split == "test" and not task.labelled:
             rows.append("no label to test with")
         else:
-            rows.append(task if task.id.startswith(task.dataset) else replace(task, id=f"{path.stem}/{task.id}"))
+            named = task.id.startswith(task.dataset)
+            rows.append(task if named else replace(task, id=f"{path.stem}/{task.id}"))
     return rows
 
 
 def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator[Task]:
-    """The rows that can be verified and whose question has not been seen; the others are counted by reason."""
+    """The rows that can be verified and whose question is new; the others are counted by reason."""
     for row in rows:
         if isinstance(row, str):
             dropped[row] += 1
@@ -336,11 +336,11 @@ def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator
 
 def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,
           dropped: Counter) -> list[Task]:
-    """At most `limit` tasks of a set: fresh ones, and of code those whose reference solution passes its tests."""
+    """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests."""
     if isinstance(rows, list) and limit is not None and limit < len(rows):
-        rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next stands in for a dropped one
+        rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
     fresh, kept, limit = _fresh(rows, seen, dropped), [], sys.maxsize if limit is None else limit
-    with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen only where it takes long
+    with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen if it takes long
         while chunk := list(itertools.islice(fresh, min(32, limit - len(kept)))):
             checked = [task for task in chunk if task.domain == "code" and task.answer and task.tests]
             passed = verify_batch(checked, [task.answer for task in checked])
@@ -349,28 +349,29 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
             kept += [name_functions(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))
     if not kept:
-        raise ValueError(f"tasks: {name} has no {split} tasks" + (f" left: {dict(+dropped)}" if +dropped else ""))
+        left = f" left: {dict(+dropped)}" if +dropped else ""
+        raise ValueError(f"tasks: {name} has no {split} tasks{left}")
     return kept
 
 
 def _unique(tasks: list[Task]) -> list[Task]:
-    """The tasks, or ValueError where two have one id: the memory and the noise of sampling know tasks by id."""
+    """The tasks, or ValueError where two have one id: memory and sampling know tasks by their ids."""
     for task_id, count in Counter(task.id for task in tasks).most_common(1):
         if count > 1:
-            raise ValueError(f"tasks: {count} tasks have the id {task_id!r}; give each set's tasks ids of their own")
+            raise ValueError(f"tasks: {count} tasks have the id {task_id!r}; give each set ids of its own")
     return tasks
 
 
 def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-    """Load the train or test tasks of "world" (the built-in small world), a benchmark, a JSONL file, or several.
+    """Load the train or test tasks of "world" (built in), a benchmark, a JSONL file, or several.
 
     "world_ood" has test tasks only: the world's kinds of question in a wording that neither training nor
     pre-training has.
     A JSONL line holds the fields of `Task` (id, domain and question at least). Of NAME_train.jsonl or
-    NAME_test.jsonl, the file of the split is read; any other file is cut by the checksum of the ids, 70 % of them
-    for training. The benchmarks in CUT_BY_HASH have one split, cut by a checksum: 50 % train, 30 % test, and the
-    paper's 20 % for validation unused. Left out is what cannot be verified, and a question's repetition;
-    `load_splits` counts these.
+    NAME_test.jsonl, the file of the split is read; any other file is cut by the checksum of the ids, 70 % of
+    them for training. The benchmarks in CUT_BY_HASH have one split, cut by a checksum: 50 % train, 30 % test,
+    and the paper's 20 % for validation unused. Left out is what cannot be verified, and a question's
+    repetition; `load_splits` counts these.
 
     Args:
         name_or_path: comma-separated: "world", names of BENCHMARKS, paths of .jsonl files.
@@ -397,9 +398,9 @@ def load_splits(
     """Training tasks, test tasks, and the rows dropped, by set and reason: {"gsm8k": {"in a test set": 3}}.
 
     No training question occurs in a test set (in all of its test part, drawn or not; of a stream, in what was
-    read), nor twice in training: the label that one copy keeps would be the other's. A test set holds each question
-    once, so that none counts double; two test sets may share one, so that no result depends on which others are
-    tested.
+    read), nor twice in training: the label that one copy keeps would be the other's. A test set holds each
+    question once, so that none counts double; two test sets may share one, so that no result depends on which
+    others are tested.
 
     Args:
         tasks: sets to train on and to test, as in `load_tasks`; ood: sets to test only, out of domain.
@@ -408,7 +409,7 @@ def load_splits(
     """
     names, others = _names(tasks), _names(ood)
     if both := set(names) & set(others):
-        raise ValueError(f"ood: {', '.join(sorted(both))} also stands in tasks; what is trained on is in domain")
+        raise ValueError(f"ood: {', '.join(sorted(both))} also stands in tasks, which makes it in domain")
     dropped, seen, train, test = {name: Counter() for name in names + others}, {}, [], []
     for name in tqdm(names + others, "test sets", delay=3, leave=False):
         rows = _rows(name, "test", test_limit, 0)
@@ -417,7 +418,8 @@ def load_splits(
         seen.update({question_key(task.question, task.choices): "in a test set" for task in known})
         test += drawn
     for name in tqdm(names, "training sets", delay=3, leave=False):
-        train += _draw(name, "train", _rows(name, "train", train_limit, seed), train_limit, seed, seen, dropped[name])
+        rows = _rows(name, "train", train_limit, seed)
+        train += _draw(name, "train", rows, train_limit, seed, seen, dropped[name])
     _unique(train + test)
     return train, test, {name: dict(+reasons) for name, reasons in dropped.items() if +reasons}
 
@@ -427,20 +429,21 @@ def _to_task(row: dict, dataset: str) -> Task:
     choices, tests, answer = tuple(row.get("choices") or ()), tuple(row.get("tests") or ()), row.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = written(answer)
-    task = Task(row["id"], row.get("dataset") or dataset, row["domain"], row["question"], choices or None, answer,
-                tests or None)
+    dataset = row.get("dataset") or dataset
+    task = Task(row["id"], dataset, row["domain"], row["question"], choices or None, answer, tests or None)
     texts = [task.id, task.question, "" if answer is None else answer, *choices, *tests]
-    if not all(isinstance(text, str) for text in texts) or str in map(type, (row.get("choices"), row.get("tests"))):
-        raise ValueError("id, question, answer, and all choices and tests must be strings (an answer may be a number)")
+    lists = all(not isinstance(row.get(name), str) for name in ("choices", "tests"))
+    if not lists or not all(isinstance(text, str) for text in texts):
+        raise ValueError("id, question, answer and all choices and tests must be strings (answer: or number)")
     if task.domain not in VERIFIERS.keys() & INSTRUCTIONS.keys():
-        raise ValueError(f"domain {task.domain!r} is not one of {', '.join(VERIFIERS)}; one of your own stands in "
-                         f"data.VERIFIERS and data.INSTRUCTIONS first")
+        raise ValueError(f"domain {task.domain!r} is not one of {', '.join(VERIFIERS)}; one of your own "
+                         f"stands in data.VERIFIERS and data.INSTRUCTIONS first")
     if len(choices) > len(LETTERS):
         raise ValueError(f"{len(choices)} choices are more than the {len(LETTERS)} that have letters, A to J")
     if task.domain == "qa" and answer is not None:
         if not choices and answer.strip() not in tuple(LETTERS):
-            raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give choices, or a "
-                             f"domain of your own for free text")
+            raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give "
+                             f"choices, or a domain of your own for free text")
         return replace(task, answer=letter_of(answer, choices) if choices else answer.strip())
     return task
 
@@ -448,8 +451,8 @@ def _to_task(row: dict, dataset: str) -> Task:
 def read_jsonl(path: Path) -> list[Task]:
     """Read tasks from a JSONL file, one object a line; errors name the file and the line.
 
-    A task's dataset is the name of its file, without _train or _test, unless the line says another. The label of a
-    multiple-choice task may be a letter, a number from 1, or the text of exactly one choice; it becomes the letter.
+    A task's dataset is the name of its file, without _train or _test, unless the line says another. The label
+    of a multiple-choice task may be a letter, a number from 1, or the text of one choice; a letter is stored.
     """
     tasks: dict[str, Task] = {}
     for number, row in json_lines(path):
@@ -468,15 +471,15 @@ def read_jsonl(path: Path) -> list[Task]:
 def read_rollouts(path: Path) -> tuple[list[Task], list[str], list[float]]:
     """B tasks, and B*G responses and rewards, of a JSONL file whose lines also hold `rollouts`.
 
-    One line: `{"id": ..., "domain": ..., "question": ..., "rollouts": [{"response": text, "reward": 0 or 1}, ...]}`.
+    Beside a task's fields a line has `"rollouts": [{"response": text, "reward": 0 or 1}, ...]`.
     """
     tasks = read_jsonl(path)
     groups = [row.get("rollouts") for _, row in json_lines(path)]
     try:
         pairs = [(str(one["response"]), float(one["reward"])) for group in groups for one in group]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'rollouts: {path}: every line needs "rollouts": [{{"response": text, "reward": 0 or 1}}, '
-                         f"...], one has {error!r}") from None
+        raise ValueError(f'rollouts: {path}: every line needs "rollouts": [{{"response": text, "reward": 0 '
+                         f"or 1}}, ...], one has {error!r}") from None
     if not pairs or len({len(group) for group in groups}) > 1 or {reward for _, reward in pairs} - {0.0, 1.0}:
-        raise ValueError(f"rollouts: {path}: wanted equally many rollouts in every line, with rewards of 0 or 1")
+        raise ValueError(f"rollouts: {path}: wanted equally many rollouts in every line, rewards of 0 or 1")
     return tasks, *map(list, zip(*pairs, strict=True))

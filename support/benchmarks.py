@@ -1,8 +1,8 @@
 """Thirteen benchmarks of the Hugging Face hub: where each is, and what makes one of its rows a task.
 
-A mapping turns a row into a plain dict, the fields of `data.Task` without id and dataset: None where the row is
-not wanted, an answer of None where it has none. Columns and ids come from documentation and are tested on rows
-of that shape; a set that has changed fails with one line that names the column.
+A mapping turns a row into a plain dict, the fields of `data.Task` without id and dataset: None where the row
+is not wanted, an answer of None where it has none. Columns and ids come from documentation and are tested on
+rows of that shape; a set that has changed fails with one line that names the column.
 """
 
 import random
@@ -74,7 +74,7 @@ def _lettered(row: dict) -> dict:
 
 
 def _openbook(row: dict) -> dict:
-    return _lettered({"question": row["question_stem"], "choices": row["choices"], "answerKey": row["answerKey"]})
+    return _lettered({**row, "question": row["question_stem"]})
 
 
 def _gpqa(row: dict) -> dict:
@@ -125,7 +125,7 @@ SHARES = ("train",) * 5 + ("test",) * 3 + ("valid",) * 2  # the paper's shares; 
 
 @lru_cache
 def hub_error(endpoint: str) -> str | None:
-    """Why the hub gives no answer within five seconds, or None. A thread: looking up a name may take longer."""
+    """Why the hub does not answer within five seconds, or None. In a thread: a name may take longer."""
     errors: list[str | None] = ["no answer within 5 seconds"]
 
     def probe():
@@ -147,7 +147,7 @@ def reach_hub(name: str) -> None:
     """Call it before a folder, model or dataset `name` is loaded: a missing hub then fails at once.
 
     The hub's libraries would retry for 20 s and more. Where the hub gives no answer, they are told to work
-    offline: what their cache holds is loaded, all else raises their error. HF_ENDPOINT and HF_HUB_OFFLINE count.
+    offline: what their cache holds is loaded, all else raises their error. HF_ENDPOINT names a mirror.
     """
     if Path(name).exists():
         return
@@ -173,8 +173,9 @@ def _load(name: str, part: str):
         raise ValueError(f"tasks: {name}: {hub} is gated or gone; ask for access at https://huggingface.co/"
                          f"datasets/{hub} and log in with `hf auth login` ({error})") from None
     except OSError as error:
-        raise ConnectionError(f"tasks: {name}: the hub is out of reach and {hub} is not in its cache: connect, "
-                              f"set HF_ENDPOINT to a mirror, or give .jsonl files ({error})") from None
+        raise ConnectionError(f"tasks: {name}: the hub is out of reach and {hub} is not in its "
+                              f"cache: connect, set HF_ENDPOINT to a mirror, "
+                              f"or give .jsonl files ({error})") from None
     except ValueError as error:  # no such config or split
         raise ValueError(f"tasks: {name}: {hub} is not as support/benchmarks.py says: {error}") from None
 
@@ -195,8 +196,8 @@ def hub_rows(name: str, split: str) -> Iterator[dict | str]:
                 continue
             fields = mapping(row)
         except KeyError as error:
-            raise ValueError(f"tasks: {name}: {hub} has no column {error}, only {', '.join(row)}; the set has "
-                             f"changed: adapt its line of BENCHMARKS in support/benchmarks.py, or give a "
+            raise ValueError(f"tasks: {name}: {hub} has no column {error}, only {', '.join(row)}; the set "
+                             f"has changed: adapt its line of BENCHMARKS in support/benchmarks.py, or give a "
                              f".jsonl file") from None
         if fields is None:
             yield "of a source that is left out"
@@ -209,12 +210,12 @@ def hub_rows(name: str, split: str) -> Iterator[dict | str]:
 def averages(accuracy: dict[str, float], questions: dict[str, int]) -> tuple[float, float]:
     """(the paper's average, the mean over sets) of a table of accuracies by data set.
 
-    The paper weights each set by its number of test questions, 450 each, GPQA 60, HumanEval+ 39 and MBPP+ 80, so
-    that every question counts the same. The mean over sets counts every set the same, and is lower there by seven
-    points.
+    The paper weights each set by its number of test questions (450 each, GPQA 60, HumanEval+ 39, MBPP+ 80),
+    so that every question counts the same. Its mean over sets would be lower by five to seven points.
 
     >>> averages({"large": 0.9, "small": 0.3}, {"large": 450, "small": 50})
     (0.84, 0.6)
     """
-    weighted = sum(accuracy[name] * questions[name] for name in accuracy) / sum(questions[name] for name in accuracy)
+    total = sum(questions[name] for name in accuracy)
+    weighted = sum(accuracy[name] * questions[name] for name in accuracy) / total
     return weighted, sum(accuracy.values()) / len(accuracy)

@@ -11,7 +11,7 @@ LETTERS = "ABCDEFGHIJ"
 def json_lines(path: Path) -> Iterator[tuple[int, object]]:
     """(number, value) of each line that is not empty; errors name the file and the line.
 
-    A line ends at a newline and at nothing else: U+2028, U+2029 and U+0085 are text. A byte-order mark is none.
+    A line ends at a newline and at nothing else: U+2028 and U+0085 are text. A byte-order mark is skipped.
     """
     if not path.is_file():
         raise FileNotFoundError(f"tasks: there is no file {path}")
@@ -42,8 +42,8 @@ def written(number: float) -> str:
 def letter_of(label: str, choices: tuple[str, ...]) -> str:
     """The letter that a label means: a letter, a number from 1, or a choice's text.
 
-    Raises ValueError where it is none of them, or two that differ: choices 2, 3, 4 and the label "3". A capital
-    letter is a letter, whatever the choices say.
+    Raises ValueError where it is none of them, or two that differ: choices 2, 3, 4 and the label "3". A
+    capital letter is a letter, whatever the choices say.
 
     >>> [letter_of(label, ("ice", "dry wood", "9")) for label in ("B", "(b)", "2", "Dry wood")]
     ['B', 'B', 'B', 'B']
@@ -56,6 +56,6 @@ def letter_of(label: str, choices: tuple[str, ...]) -> str:
     found |= {letter for i, letter in enumerate(letters, 1) if bare in (str(i), letter.lower())}
     if len(found) != 1:
         problem = "means two choices" if found else "is no choice"
-        raise ValueError(f"the label {label!r} {problem}: write a letter from A to {letters[-1]} (or a number from 1, or "
-                         f"the text of one choice)")
+        raise ValueError(f"the label {label!r} {problem}: write a letter from A to {letters[-1]} (or a "
+                         f"number from 1, or the text of one choice)")
     return found.pop()

@@ -257,8 +257,8 @@ def small_world(part: str, seed: int) -> Iterator[Demonstration]:
     """Endless demonstrations on different questions, the domains in turn. Parts never share a question.
 
     Args:
-        part: "train", "test" or "pretrain", of which the checksum of a question decides; "ood": the same families in
-            their third wording, crossed from pieces of the other two, which no other part has.
+        part: "train", "test" or "pretrain", of which the checksum of a question decides; "ood": the same
+            families in their third wording, crossed from pieces of the other two, which no other part has.
         seed: which questions are drawn, in which order.
     """
     rng, seen = random.Random(f"{part} {seed}"), set()

@@ -25,29 +25,60 @@ from support.sandbox import signatures, survey
 # ---- rows as the hub has them, and a hub that holds nothing else ----
 
 GSM8K = [
-    {"question": "The girls are trying to raise money for a carnival. Kim raises $320 more than Alexandra, who raises "
-                 "$430, and Maryam raises $400 more than Sarah, who raises $300. How much money, in dollars, did they "
-                 "all raise in total?",
-     "answer": "Kim raises 320+430=$<<320+430=750>>750\nMaryam raises 400+300=$<<400+300=700>>700\nThey raise "
-               "750+430+400+700=$<<750+430+400+700=2280>>2,280\n#### 2,280"},
-    {"question": "A debt grows from $3 to $8. By how much does the account change?", "answer": "3-8=-5\n#### -5"},
+    {
+        "question": "The girls are trying to raise money for a carnival. Kim raises $320 more than Alexandra, who raises "
+        "$430, and Maryam raises $400 more than Sarah, who raises $300. How much money, in dollars, did they "
+        "all raise in total?",
+        "answer": "Kim raises 320+430=$<<320+430=750>>750\nMaryam raises 400+300=$<<400+300=700>>700\nThey raise "
+        "750+430+400+700=$<<750+430+400+700=2280>>2,280\n#### 2,280",
+    },
+    {
+        "question": "A debt grows from $3 to $8. By how much does the account change?",
+        "answer": "3-8=-5\n#### -5",
+    },
     {"question": "How many?", "answer": "nobody wrote the final line"},
-]  # fmt: skip
+]
 ARC = [
-    {"id": "Mercury_417466", "question": "Which of these pushes a cart?", "answerKey": "A",
-     "choices": {"text": ["a force", "a colour", "a smell", "a sound"], "label": ["A", "B", "C", "D"]}},
-    {"id": "NYSEDREGENTS_2013_8_43", "answerKey": "3",
-     "question": "If the day were cool instead of hot, the rainwater in the pan would have disappeared",
-     "choices": {"text": ["faster", "in the same amount of time", "slower"], "label": ["1", "2", "3"]}},
-    {"id": "MDSA_2009_5_21", "question": "What does this experiment show?", "answerKey": "E",
-     "choices": {"text": ["All liquids evaporate.", "Gasoline gets hotter.", "Liquids need sun.", "Water gets hotter.",
-                          "Some liquids evaporate faster than others."], "label": ["A", "B", "C", "D", "E"]}},
-]  # fmt: skip
-GPQA = {"Record ID": "rec0", "Question": "Which particle carries no charge?", "Correct Answer": "neutron\n",
-        "Incorrect Answer 1": "proton", "Incorrect Answer 2": "electron", "Incorrect Answer 3": "muon",
-        "Subdomain": "Physics (general)"}  # fmt: skip
+    {
+        "id": "Mercury_417466",
+        "question": "Which of these pushes a cart?",
+        "answerKey": "A",
+        "choices": {"text": ["a force", "a colour", "a smell", "a sound"], "label": ["A", "B", "C", "D"]},
+    },
+    {
+        "id": "NYSEDREGENTS_2013_8_43",
+        "answerKey": "3",
+        "question": "If the day were cool instead of hot, the rainwater in the pan would have disappeared",
+        "choices": {"text": ["faster", "in the same amount of time", "slower"], "label": ["1", "2", "3"]},
+    },
+    {
+        "id": "MDSA_2009_5_21",
+        "question": "What does this experiment show?",
+        "answerKey": "E",
+        "choices": {
+            "text": [
+                "All liquids evaporate.",
+                "Gasoline gets hotter.",
+                "Liquids need sun.",
+                "Water gets hotter.",
+                "Some liquids evaporate faster than others.",
+            ],
+            "label": ["A", "B", "C", "D", "E"],
+        },
+    },
+]
+GPQA = {
+    "Record ID": "rec0",
+    "Question": "Which particle carries no charge?",
+    "Correct Answer": "neutron\n",
+    "Incorrect Answer 1": "proton",
+    "Incorrect Answer 2": "electron",
+    "Incorrect Answer 3": "muon",
+    "Subdomain": "Physics (general)",
+}
 HUMANEVAL = {
-    "task_id": "HumanEval/23", "entry_point": "strlen",
+    "task_id": "HumanEval/23",
+    "entry_point": "strlen",
     "prompt": "\n\ndef strlen(string: str) -> int:\n    ''' Return the length\n    >>> strlen('abc')\n    3\n    '''\n",
     "canonical_solution": "    return len(string)\n\n",
     "test": """
@@ -75,7 +106,8 @@ def check(candidate):
     results = [0, 1, 9, 30]
     for i, (inp, exp) in enumerate(zip(inputs, results)):
         assertion(candidate(*inp), exp, 0)
-"""}  # fmt: skip
+""",
+}
 MBPP = {
     "task_id": 14,
     "code": "def find_Volume(l,b,h) : \n    return ((l * b * h) / 2) ",
@@ -87,30 +119,95 @@ MBPP = {
 }
 ROWS = {  # name: (row, question, choices, answer)
     "gsm8k": (GSM8K[0], GSM8K[0]["question"], None, "2280"),
-    "math": ({"problem": "Compute $\\frac13 + \\frac16$.", "solution": "$\\boxed{\\frac12}$.", "answer": "\\frac12",
-              "subject": "Prealgebra", "level": 1, "unique_id": "train/prealgebra/1.json"},
-             "Compute $\\frac13 + \\frac16$.", None, "\\frac12"),
-    "gsm_symbolic": ({"id": 0, "instance": 3, "question": "Ann has 1,000 pens and 7 more.", "answer": "#### 1,007",
-                      "original_id": 1309, "original_question": "?", "original_answer": "#### 1", "canary": ""},
-                     "Ann has 1,000 pens and 7 more.", None, "1007"),
-    "mmlu": ({"question": "Find the order of 2 in Z_6.", "subject": "abstract_algebra", "choices": ["2", "3", "6", "1"],
-              "answer": 1}, "Find the order of 2 in Z_6.", ("2", "3", "6", "1"), "B"),
-    "commonsenseqa": ({"id": "2cb7", "question": "He fantasied about getting a what?", "question_concept": "getting",
-                       "choices": {"label": list("ABCDE"), "text": ["new car", "promotion", "rest", "fear", "rain"]},
-                       "answerKey": "B"},
-                      "He fantasied about getting a what?", ("new car", "promotion", "rest", "fear", "rain"), "B"),
-    "obqa": ({"id": "7-980", "question_stem": "Predators eat", "answerKey": "C ",
-              "choices": {"text": ["lions", "humans", "bunnies ", "grass"], "label": list("ABCD")}},
-             "Predators eat", ("lions", "humans", "bunnies", "grass"), "C"),
+    "math": (
+        {
+            "problem": "Compute $\\frac13 + \\frac16$.",
+            "solution": "$\\boxed{\\frac12}$.",
+            "answer": "\\frac12",
+            "subject": "Prealgebra",
+            "level": 1,
+            "unique_id": "train/prealgebra/1.json",
+        },
+        "Compute $\\frac13 + \\frac16$.",
+        None,
+        "\\frac12",
+    ),
+    "gsm_symbolic": (
+        {
+            "id": 0,
+            "instance": 3,
+            "question": "Ann has 1,000 pens and 7 more.",
+            "answer": "#### 1,007",
+            "original_id": 1309,
+            "original_question": "?",
+            "original_answer": "#### 1",
+            "canary": "",
+        },
+        "Ann has 1,000 pens and 7 more.",
+        None,
+        "1007",
+    ),
+    "mmlu": (
+        {
+            "question": "Find the order of 2 in Z_6.",
+            "subject": "abstract_algebra",
+            "choices": ["2", "3", "6", "1"],
+            "answer": 1,
+        },
+        "Find the order of 2 in Z_6.",
+        ("2", "3", "6", "1"),
+        "B",
+    ),
+    "commonsenseqa": (
+        {
+            "id": "2cb7",
+            "question": "He fantasied about getting a what?",
+            "question_concept": "getting",
+            "choices": {"label": list("ABCDE"), "text": ["new car", "promotion", "rest", "fear", "rain"]},
+            "answerKey": "B",
+        },
+        "He fantasied about getting a what?",
+        ("new car", "promotion", "rest", "fear", "rain"),
+        "B",
+    ),
+    "obqa": (
+        {
+            "id": "7-980",
+            "question_stem": "Predators eat",
+            "answerKey": "C ",
+            "choices": {"text": ["lions", "humans", "bunnies ", "grass"], "label": list("ABCD")},
+        },
+        "Predators eat",
+        ("lions", "humans", "bunnies", "grass"),
+        "C",
+    ),
     "arc_c": (ARC[1], ARC[1]["question"], tuple(ARC[1]["choices"]["text"]), "C"),
-    "numina_math": ({"source": "olympiads", "problem": "Solve.", "messages": [],
-                     "solution": "First \\boxed{1}, then $\\boxed{\\frac{2}{\\sqrt{3}}}$, and \\boxed{4 is cut"},
-                    "Solve.", None, "\\frac{2}{\\sqrt{3}}"),
+    "numina_math": (
+        {
+            "source": "olympiads",
+            "problem": "Solve.",
+            "messages": [],
+            "solution": "First \\boxed{1}, then $\\boxed{\\frac{2}{\\sqrt{3}}}$, and \\boxed{4 is cut",
+        },
+        "Solve.",
+        None,
+        "\\frac{2}{\\sqrt{3}}",
+    ),
     "piqa": ({"goal": "To rest", "sol1": "run", "sol2": "sit", "label": 1}, "To rest", ("run", "sit"), "B"),
-    "siqa": ({"context": "Tracy didn't go home.", "question": "What will Tracy do?", "answerA": "rest",
-              "answerB": "eat", "answerC": "pack", "label": "3"},
-             "Tracy didn't go home. What will Tracy do?", ("rest", "eat", "pack"), "C"),
-}  # fmt: skip
+    "siqa": (
+        {
+            "context": "Tracy didn't go home.",
+            "question": "What will Tracy do?",
+            "answerA": "rest",
+            "answerB": "eat",
+            "answerC": "pack",
+            "label": "3",
+        },
+        "Tracy didn't go home. What will Tracy do?",
+        ("rest", "eat", "pack"),
+        "C",
+    ),
+}
 
 
 @pytest.fixture
@@ -168,7 +265,11 @@ def test_table_of_the_thirteen():
     assert set(CUT_BY_HASH) == {"gsm_symbolic", "gpqa", "humaneval_plus", "mbpp_plus", "numina_math"}
     for name, benchmark in BENCHMARKS.items():
         assert (benchmark.train == benchmark.test) == (name in CUT_BY_HASH)
-        assert name in ROWS or name in ("gpqa", "humaneval_plus", "mbpp_plus")  # these have tests of their own
+        assert name in ROWS or name in (
+            "gpqa",
+            "humaneval_plus",
+            "mbpp_plus",
+        )  # these have tests of their own
 
 
 def test_labels_of_arc_are_letters_or_numbers_and_choices_three_to_five(hub):
@@ -181,13 +282,29 @@ def test_labels_of_arc_are_letters_or_numbers_and_choices_three_to_five(hub):
 def test_rows_without_a_usable_answer_are_counted(hub):
     csqa = ROWS["commonsenseqa"][0]
     hub("gsm8k", {"train": GSM8K, "test": GSM8K[:1]})
-    hub("commonsenseqa", {"train": [csqa, {**csqa, "question": "no key?", "answerKey": ""}],
-                          "validation": [{**csqa, "question": "other?"}]})  # fmt: skip
-    hub("math", {"train": [{"problem": "p", "answer": "a long story of a good many words"}, {"problem": "q", "answer": "7"}],
-                 "test": [{"problem": "r", "answer": "8"}]})  # fmt: skip
+    hub(
+        "commonsenseqa",
+        {
+            "train": [csqa, {**csqa, "question": "no key?", "answerKey": ""}],
+            "validation": [{**csqa, "question": "other?"}],
+        },
+    )
+    hub(
+        "math",
+        {
+            "train": [
+                {"problem": "p", "answer": "a long story of a good many words"},
+                {"problem": "q", "answer": "7"},
+            ],
+            "test": [{"problem": "r", "answer": "8"}],
+        },
+    )
     train, test, dropped = load_splits("gsm8k,commonsenseqa,math")
-    assert dropped == {"gsm8k": {"no usable answer": 1, "in a test set": 1}, "commonsenseqa": {"no usable answer": 1},
-                       "math": {"no usable answer": 1}}  # fmt: skip
+    assert dropped == {
+        "gsm8k": {"no usable answer": 1, "in a test set": 1},
+        "commonsenseqa": {"no usable answer": 1},
+        "math": {"no usable answer": 1},
+    }
     assert [task.answer for task in train] == ["-5", "B", "7"]
 
 
@@ -219,20 +336,30 @@ def test_numina_reads_no_more_of_the_stream_than_it_needs(hub):
         for i in range(100_000):
             read.append(i)
             source = ("synthetic_math", "gsm8k", "math", "aops_forum")[i % 4]
-            yield {"source": source, "problem": f"Problem {i}", "messages": [],
-                   "solution": "no box" if i % 8 == 3 else f"so $\\boxed{{{i}}}$"}  # fmt: skip
+            yield {
+                "source": source,
+                "problem": f"Problem {i}",
+                "messages": [],
+                "solution": "no box" if i % 8 == 3 else f"so $\\boxed{{{i}}}$",
+            }
 
     hub("numina_math", {"train": stream()})
     row = ROWS["piqa"][0]
     hub("piqa", {"train": [row], "validation": [{**row, "goal": "other"}]})
     _, test, dropped = load_splits("piqa", "numina_math", test_limit=20)
     numina = [task for task in test if task.dataset == "numina_math"]
-    wanted = [i for i in range(1000) if part_of(f"Problem {i}") == "test" and i % 4 in (0, 3) and i % 8 != 3][:20]
+    wanted = [i for i in range(1000) if part_of(f"Problem {i}") == "test" and i % 4 in (0, 3) and i % 8 != 3][
+        :20
+    ]
     assert [task.answer for task in numina] == [str(i) for i in wanted]
     assert len(read) <= wanted[-1] + 1
     seen = [i for i in range(wanted[-1]) if part_of(f"Problem {i}") == "test"]
-    assert dropped == {"numina_math": {"of a source that is left out": sum(i % 4 in (1, 2) for i in seen),
-                                       "no usable answer": sum(i % 8 == 3 for i in seen)}}  # fmt: skip
+    assert dropped == {
+        "numina_math": {
+            "of a source that is left out": sum(i % 4 in (1, 2) for i in seen),
+            "no usable answer": sum(i % 8 == 3 for i in seen),
+        }
+    }
     with pytest.raises(ValueError, match="numina_math is streamed and needs a limit"):
         load_tasks("numina_math", "test")
 
@@ -249,11 +376,21 @@ def test_humaneval_and_mbpp_verify_right_and_wrong_programs(hub):
     assert volume.tests == ("import math", *MBPP["test_list"])
     assert volume.question == MBPP["prompt"] + "\nDefine find_Volume(l, b, h)."
     block = "```python\n{}\n```"
-    right = ["def strlen(s):\n    return len(s)", "import numpy as np\ndef strlen(s):\n    return np.int64(len(s))"]
-    wrong = ["def strlen(s):\n    return len(s) or 1", "def strlen(s): return 30", "def length(s): return len(s)",
-             "import sys; sys.exit(0)",
-             "class A:\n    def __eq__(self, o): return True\ndef strlen(s): return A()"]  # fmt: skip
-    assert data.verify_batch([strlen] * 7, [block.format(code) for code in right + wrong]) == [1.0] * 2 + [0.0] * 5
+    right = [
+        "def strlen(s):\n    return len(s)",
+        "import numpy as np\ndef strlen(s):\n    return np.int64(len(s))",
+    ]
+    wrong = [
+        "def strlen(s):\n    return len(s) or 1",
+        "def strlen(s): return 30",
+        "def length(s): return len(s)",
+        "import sys; sys.exit(0)",
+        "class A:\n    def __eq__(self, o): return True\ndef strlen(s): return A()",
+    ]
+    assert (
+        data.verify_batch([strlen] * 7, [block.format(code) for code in right + wrong])
+        == [1.0] * 2 + [0.0] * 5
+    )
     assert verify(volume, block.format("def find_Volume(x, y, z): return x * y * z / 2")) == 1.0
     assert verify(volume, block.format("def find_Volume(x, y, z): return x * y * z / 3")) == 0.0
 
@@ -262,8 +399,12 @@ def test_tests_of_evalplus_run_apart_from_the_solution_even_if_large():
     numbers = random.Random(0)
     rows = [[[numbers.randint(-(10**6), 10**6) / 10 for _ in range(100)], 0.5] for _ in range(300)]
     results = [sum(x for x in values if x > low) / 3 for values, low in rows]
-    tests = (HUMANEVAL["test"].replace("inputs = [[''], ['x'], ['asdasnakj'], ['1' * 30]]", f"inputs = {rows!r}")
-             .replace("results = [0, 1, 9, 30]", f"results = {results!r}"), "check(total)")  # fmt: skip
+    tests = (
+        HUMANEVAL["test"]
+        .replace("inputs = [[''], ['x'], ['asdasnakj'], ['1' * 30]]", f"inputs = {rows!r}")
+        .replace("results = [0, 1, 9, 30]", f"results = {results!r}"),
+        "check(total)",
+    )
     assert len(tests[0]) > 200_000
     assert survey(ast.parse("\n".join(tests))) == (["total"], [], False)
     program = "def total(values, low):\n    return sum(x for x in values if x {} low) / 3"
@@ -277,8 +418,11 @@ def test_tests_of_evalplus_run_apart_from_the_solution_even_if_large():
 def test_signatures():
     assert signatures(["assert f(1, 2) == g([3])[0]"]) == {"f": "f(a, b)", "g": "g(a)"}
     assert signatures(["x = f(1)", "assert f(1, 2, key=3) == x"], "def f(n, m=1, *, key=0): return n") == {
-        "f": "f(n, m=1, *, key=0)"}  # fmt: skip
-    assert signatures(["s = Stack()", "s.push(1)", "assert s.pop() == 1"], "class Stack: pass") == {"Stack": "Stack()"}
+        "f": "f(n, m=1, *, key=0)"
+    }
+    assert signatures(["s = Stack()", "s.push(1)", "assert s.pop() == 1"], "class Stack: pass") == {
+        "Stack": "Stack()"
+    }
     assert signatures([HUMANEVAL["test"], "check(strlen)"]) == {"strlen": "strlen"}
     with pytest.raises(ValueError, match="statements"):
         signatures(["assert f(1 == 2"])
@@ -286,9 +430,16 @@ def test_signatures():
 
 def test_a_hint_is_given_only_where_the_question_does_not_name_the_function(tmp_path):
     tests = ["assert count([True, False]) == 1"]
-    rows = [{"id": str(i), "domain": "code", "question": question, "tests": tests} for i, question in enumerate(
-        ["Write a function to count true values.", "Write count(values), the number of true values.",
-         "Complete it:\ndef count(values):"])]  # fmt: skip
+    rows = [
+        {"id": str(i), "domain": "code", "question": question, "tests": tests}
+        for i, question in enumerate(
+            [
+                "Write a function to count true values.",
+                "Write count(values), the number of true values.",
+                "Complete it:\ndef count(values):",
+            ]
+        )
+    ]
     rows[0]["answer"] = "def count(values): return sum(values)"
     path = tmp_path / "mine_train.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -304,10 +455,16 @@ def test_a_hint_is_given_only_where_the_question_does_not_name_the_function(tmp_
 
 def test_references_that_fail_their_own_tests_are_dropped_and_made_good(hub):
     numbers = keys_of("train", 40)
-    rows = [{"task_id": int(n), "prompt": f"Add {n}.", "test_imports": [],
-             "test_list": [f"assert add{n}(1) == {n} + 1"],
-             "code": f"def add{n}(x): return x + {n}" if i % 4 else f"def add{n}(x): return {n}"}
-            for i, n in enumerate(numbers)]  # fmt: skip
+    rows = [
+        {
+            "task_id": int(n),
+            "prompt": f"Add {n}.",
+            "test_imports": [],
+            "test_list": [f"assert add{n}(1) == {n} + 1"],
+            "code": f"def add{n}(x): return x + {n}" if i % 4 else f"def add{n}(x): return {n}",
+        }
+        for i, n in enumerate(numbers)
+    ]
     held = [{**rows[1], "task_id": int(n), "prompt": f"Test {n}."} for n in keys_of("test", 3)]
     hub("mbpp_plus", {"test": rows + held})
     train, test, dropped = load_splits("mbpp_plus")
@@ -330,13 +487,25 @@ def choice(question, *choices, answer="A"):
 
 
 def test_training_questions_that_stand_in_any_test_set_are_dropped(hub):
-    hub("arc_c", {"train": [choice(f"Train {i}?", "x", "y") for i in range(30)]
-                  + [choice("what  is WATER", "b!", "a"), choice("What is water?", "a", "c"),
-                     choice("Train 3", "Y", "X.")],
-                  "test": [choice("What is water?", "a", "b"), choice("Held?", "a", "b"),
-                           choice("held", "b", "a")]})  # fmt: skip
-    hub("obqa", {"train": [{**choice("s", "x", "y"), "question_stem": stem} for stem in ("One?", "Two?", "goal")],
-                 "test": [{**choice("s", "x", "y"), "question_stem": "two"}]})  # fmt: skip
+    hub(
+        "arc_c",
+        {
+            "train": [choice(f"Train {i}?", "x", "y") for i in range(30)]
+            + [
+                choice("what  is WATER", "b!", "a"),
+                choice("What is water?", "a", "c"),
+                choice("Train 3", "Y", "X."),
+            ],
+            "test": [choice("What is water?", "a", "b"), choice("Held?", "a", "b"), choice("held", "b", "a")],
+        },
+    )
+    hub(
+        "obqa",
+        {
+            "train": [{**choice("s", "x", "y"), "question_stem": stem} for stem in ("One?", "Two?", "goal")],
+            "test": [{**choice("s", "x", "y"), "question_stem": "two"}],
+        },
+    )
     hub("piqa", {"validation": [{"goal": "Goal", "sol1": "y", "sol2": "x", "label": 0}]})
     train, test, dropped = load_splits("arc_c,obqa", "piqa")
     assert dropped == {"arc_c": {"in a test set": 1, "asked before": 2}, "obqa": {"in a test set": 2}}
@@ -344,7 +513,10 @@ def test_training_questions_that_stand_in_any_test_set_are_dropped(hub):
     assert Counter(task.dataset for task in test) == {"arc_c": 2, "obqa": 1, "piqa": 1}
     assert "What is water?" in {task.question for task in train}  # with other choices it is another question
     train, _, _ = load_splits("arc_c,obqa", "piqa", train_limit=31)
-    assert Counter(task.dataset for task in train) == {"arc_c": 31, "obqa": 1}  # the limit is met in spite of the drops
+    assert Counter(task.dataset for task in train) == {
+        "arc_c": 31,
+        "obqa": 1,
+    }  # the limit is met in spite of the drops
     both = [choice(f"In both {i}?", "a", "b") for i in range(20)]
     hub("arc_c", {"train": both + [choice("Own", "a", "b")], "test": both})
     train, test, _ = load_splits("arc_c", test_limit=3)
@@ -360,7 +532,13 @@ def test_official_test_rows_are_never_trained_on_and_draws_know_their_seed(hub):
             for split in ("train", "test")
         },
     )
-    hub("siqa", {split: [{**row, "context": f"{split} {i}."} for i in range(60)] for split in ("train", "validation")})
+    hub(
+        "siqa",
+        {
+            split: [{**row, "context": f"{split} {i}."} for i in range(60)]
+            for split in ("train", "validation")
+        },
+    )
     train, test, dropped = load_splits("gsm8k", "siqa", train_limit=20, test_limit=10, seed=1)
     assert not dropped and (len(train), len(test)) == (20, 20)
     assert all(task.id.startswith("gsm8k/train/") and task.question.startswith("train") for task in train)
@@ -368,14 +546,24 @@ def test_official_test_rows_are_never_trained_on_and_draws_know_their_seed(hub):
     again, same, _ = load_splits("gsm8k", "siqa", train_limit=20, test_limit=10, seed=2)
     assert same == test and again != train
     assert load_splits("gsm8k", "siqa", 20, 10, 1)[:2] == (train, test)
-    assert load_tasks("gsm8k", "train", 20, seed=1) == train and load_tasks("gsm8k,siqa", "test", 10, seed=5) == test
+    assert (
+        load_tasks("gsm8k", "train", 20, seed=1) == train
+        and load_tasks("gsm8k,siqa", "test", 10, seed=5) == test
+    )
     assert len({task.id for task in train + test}) == 40
 
 
 def test_sets_of_one_split_are_cut_by_checksum_and_gsm_symbolic_by_template(hub):
-    rows = [{**ROWS["gsm_symbolic"][0], "original_id": template, "instance": i,
-             "question": f"Template {template} with {i}"}
-            for template in range(100) for i in range(5)]  # fmt: skip
+    rows = [
+        {
+            **ROWS["gsm_symbolic"][0],
+            "original_id": template,
+            "instance": i,
+            "question": f"Template {template} with {i}",
+        }
+        for template in range(100)
+        for i in range(5)
+    ]
     hub("gsm_symbolic", {"test": rows})
     train, test, _ = load_splits("gsm_symbolic")
     templates = [{int(task.question.split()[1]) for task in part} for part in (train, test)]
@@ -388,9 +576,16 @@ def test_sets_of_one_split_are_cut_by_checksum_and_gsm_symbolic_by_template(hub)
 
 def test_the_world_takes_the_same_path(tmp_path):
     train, test, dropped = load_splits("world", seed=3)
-    assert dropped == {} and train == load_tasks("world", "train", seed=3) and test == load_tasks("world", "test")
+    assert (
+        dropped == {}
+        and train == load_tasks("world", "train", seed=3)
+        and test == load_tasks("world", "test")
+    )
     path = tmp_path / "mine.jsonl"
-    rows = [{"id": str(i), "domain": "math", "question": f"{i // 2} + 1", "answer": str(i // 2 + 1)} for i in range(60)]
+    rows = [
+        {"id": str(i), "domain": "math", "question": f"{i // 2} + 1", "answer": str(i // 2 + 1)}
+        for i in range(60)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     train, test, dropped = load_splits(f"world,{path}", train_limit=10, test_limit=5)
     assert [Counter(task.dataset for task in part) for part in (train, test)] == [
@@ -407,9 +602,14 @@ def test_ids_of_two_files_must_differ(tmp_path):
     row = {"id": "mine/1", "dataset": "mine", "domain": "math", "question": "1", "answer": "1"}
     for split in ("train", "test"):
         (tmp_path / f"mine_{split}.jsonl").write_text(json.dumps({**row, "question": split}))
-        (tmp_path / f"own_{split}.jsonl").write_text(json.dumps({**row, "id": "1", "dataset": None, "question": split}))
+        (tmp_path / f"own_{split}.jsonl").write_text(
+            json.dumps({**row, "id": "1", "dataset": None, "question": split})
+        )
     train, test, _ = load_splits(str(tmp_path / "own_train.jsonl"))
-    assert [(task.id, task.dataset) for task in train + test] == [("own_train/1", "own"), ("own_test/1", "own")]
+    assert [(task.id, task.dataset) for task in train + test] == [
+        ("own_train/1", "own"),
+        ("own_test/1", "own"),
+    ]
     with pytest.raises(ValueError, match="2 tasks have the id 'mine/1'"):
         load_splits(str(tmp_path / "mine_test.jsonl"))
 
@@ -427,21 +627,27 @@ def raising(error):
 def test_errors_are_one_line_that_names_the_set(hub, monkeypatch, tmp_path):
     hub("gsm8k", {"train": [{"question": "q", "solution": "s"}]})
     with pytest.raises(
-        ValueError, match="^tasks: gsm8k: openai/gsm8k has no column 'answer', only question, solution; .*BENCHMARKS"
+        ValueError,
+        match="^tasks: gsm8k: openai/gsm8k has no column 'answer', only question, solution; .*BENCHMARKS",
     ):
         load_tasks("gsm8k", "train")
     with pytest.raises(ValueError, match="'gsm9k' is neither .*: gsm8k, math, gsm_symbolic, .*siqa$"):
         load_tasks("gsm8k,gsm9k", "train")
     with pytest.raises(ValueError, match="ood: piqa also stands in tasks"):
         load_splits("gsm8k,piqa", "piqa,siqa")
-    gated = datasets.exceptions.DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
+    gated = datasets.exceptions.DatasetNotFoundError(
+        "Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub."
+    )
     for error, message in (
         (
             gated,
             "^tasks: gpqa: .*ask for access at https://huggingface.co/datasets/Idavidrein/gpqa and log in",
         ),
         (ConnectionError("no route"), "^tasks: gpqa: the hub is out of reach .*HF_ENDPOINT.*no route"),
-        (ValueError("Unknown split"), "^tasks: gpqa: Idavidrein/gpqa is not as support/benchmarks.py says: Unknown split"),
+        (
+            ValueError("Unknown split"),
+            "^tasks: gpqa: Idavidrein/gpqa is not as support/benchmarks.py says: Unknown split",
+        ),
     ):
         monkeypatch.setattr(datasets, "load_dataset", raising(error))
         with pytest.raises((ValueError, ConnectionError), match=message) as caught:
@@ -451,10 +657,18 @@ def test_errors_are_one_line_that_names_the_set(hub, monkeypatch, tmp_path):
 
 def run(code, endpoint="http://127.0.0.1:9", **environment):
     own = {"HF_ENDPOINT": endpoint, "PYTHONPATH": str(Path(data.__file__).parent), "HF_HUB_OFFLINE": "0"}
-    for name in ("HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+    for name in (
+        "HF_DATASETS_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_DATASETS_CACHE",
+    ):
         own[name] = ""  # as if the caller had exported nothing
     environment = {name: value for name, value in {**os.environ, **own, **environment}.items() if value}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
@@ -522,7 +736,9 @@ def test_what_needs_no_hub_does_not_look_for_one(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     data.reach_hub("a/b")
-    done = run("import sys, data; print({'torch', 'datasets', 'transformers', 'huggingface_hub'} & set(sys.modules))")
+    done = run(
+        "import sys, data; print({'torch', 'datasets', 'transformers', 'huggingface_hub'} & set(sys.modules))"
+    )
     assert done.stdout == "set()\n"
 
 
@@ -549,7 +765,8 @@ def test_a_domain_of_ones_own(tmp_path, monkeypatch):
     assert data.split_response("Well.\n#### N1! ", "shout") == ("Well.\n", "N1!")
     assert data.split_response("no marker", "shout") == ("no marker", "")
     keys = [
-        data.answer_key(train[0], response) for response in ("#### N1 x", "so #### n1   X\n", "#### N2", "N1 x", "####")
+        data.answer_key(train[0], response)
+        for response in ("#### N1 x", "so #### n1   X\n", "#### N2", "N1 x", "####")
     ]
     assert keys[0] == keys[1] != keys[2] and keys[3:] == ["n1 x", "####"]
     hidden = data.hide_labels(train, 0.5, seed=0)
@@ -559,7 +776,9 @@ def test_a_domain_of_ones_own(tmp_path, monkeypatch):
 
 # ---- averages ----
 
-LARGE = [name for name in BENCHMARKS if name not in (*data.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus")]
+LARGE = [
+    name for name in BENCHMARKS if name not in (*data.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus")
+]
 
 
 def test_the_paper_weights_by_questions():
@@ -570,4 +789,6 @@ def test_the_paper_weights_by_questions():
     assert sum(questions.values()) == 3329
     assert benchmarks.averages(accuracy, questions) == pytest.approx((right / 3329, (5.6 + 1.4) / 10))
     same = dict.fromkeys(("piqa", "siqa", "numina_math"), 450)
-    assert benchmarks.averages({"piqa": 0.7, "siqa": 0.6, "numina_math": 0.2}, same) == pytest.approx((0.5, 0.5))
+    assert benchmarks.averages({"piqa": 0.7, "siqa": 0.6, "numina_math": 0.2}, same) == pytest.approx(
+        (0.5, 0.5)
+    )

@@ -24,8 +24,10 @@ def policy():
 
 
 def test_parts_never_share_a_question():
-    questions = {part: {item.task.question for seed in range(3) for item in take(part, seed, 1500)}
-                 for part in ("train", "test", "pretrain")}  # fmt: skip
+    questions = {
+        part: {item.task.question for seed in range(3) for item in take(part, seed, 1500)}
+        for part in ("train", "test", "pretrain")
+    }
     assert not questions["train"] & questions["test"]
     assert not questions["pretrain"] & (questions["train"] | questions["test"])
     assert len({item.task.question for item in take("test", 0, 900)}) == 900  # nor does a part repeat one
@@ -37,7 +39,10 @@ def test_world_ood_is_worded_as_nothing_else_and_never_trained_on():
     wordings = [row[-3:] for table in (MATH, QA, CODE) for row in table]
     assert len({wording for three in wordings for wording in three}) == 72
     for first, second, third in wordings:  # the same slots, so that nothing is missing to answer it
-        slots = [{piece.partition("}")[0] for piece in text.split("{")[1:]} - {"m"} for text in (first, second, third)]
+        slots = [
+            {piece.partition("}")[0] for piece in text.split("{")[1:]} - {"m"}
+            for text in (first, second, third)
+        ]
         assert slots[0] == slots[1] == slots[2]
     ood = load_tasks("world_ood", "test")
     assert Counter(task.domain for task in ood) == {"math": 200, "qa": 200, "code": 200}
@@ -77,7 +82,10 @@ def test_sizes_and_domains():
 def test_only_the_right_response_is_right(part):
     items = take(part, 5, 72)
     tasks = [item.task for item in items]
-    verdicts = [data.verify_batch(tasks, [getattr(item, name) for item in items]) for name in ("right", "mistake", "slip")]
+    verdicts = [
+        data.verify_batch(tasks, [getattr(item, name) for item in items])
+        for name in ("right", "mistake", "slip")
+    ]
     assert verdicts[0] == [1.0] * len(items)
     assert verdicts[1] == verdicts[2] == [0.0] * len(items)
 
@@ -111,7 +119,10 @@ def test_label_ratio_outside_its_range(ratio):
 
 
 def test_jsonl_round_trip_and_split(tmp_path):
-    rows = [{"id": str(i), "domain": "qa", "question": f"q{i}", "choices": ["x", "y"], "answer": "B"} for i in range(50)]
+    rows = [
+        {"id": str(i), "domain": "qa", "question": f"q{i}", "choices": ["x", "y"], "answer": "B"}
+        for i in range(50)
+    ]
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     train, test = load_tasks(str(path), "train"), load_tasks(str(path), "test")
@@ -126,12 +137,18 @@ def test_jsonl_round_trip_and_split(tmp_path):
 
 
 MALFORMED = [
-    "{", "[]", "{\"id\": ", '{"id": "1", "domain": "math"}', '{"id": "1", "domain": "art", "question": "?"}',
-    '{"id": 1, "domain": "math", "question": "?"}', '{"id": "1", "domain": "math", "question": "?", "answer": true}',
+    "{",
+    "[]",
+    '{"id": ',
+    '{"id": "1", "domain": "math"}',
+    '{"id": "1", "domain": "art", "question": "?"}',
+    '{"id": 1, "domain": "math", "question": "?"}',
+    '{"id": "1", "domain": "math", "question": "?", "answer": true}',
     '{"id": "1", "domain": "math", "question": "?", "answer": [5]}',
     '{"id": "1", "domain": "math", "question": "?", "answer": Infinity}',
     '{"id": "1", "domain": "code", "question": "?", "tests": "assert f()"}',
-    '{"id": "0", "domain": "math", "question": "?"}']
+    '{"id": "0", "domain": "math", "question": "?"}',
+]
 
 
 @pytest.mark.parametrize("line", MALFORMED)
@@ -150,10 +167,25 @@ def write(path, *rows):
     return path
 
 
-@pytest.mark.parametrize("label, choices, letter", [
-    ("B", "x y", "B"), ("b", "x y", "B"), ("(B)", "x y", "B"), ("B.", "x y", "B"), (2, "x y", "B"), ("2", "x y", "B"),
-    ("Y", "x y", "B"), ("dry wood", "ice|dry wood", "B"), (" Dry Wood ", "ice|dry wood", "B"), ("2", "5 2", "B"),
-    (4, "3 5 7 4", "D"), ("A", "B A", "A"), ("J", "q r s t u v w x y z", "J"), (10, "q r s t u v w x y z", "J")])
+@pytest.mark.parametrize(
+    "label, choices, letter",
+    [
+        ("B", "x y", "B"),
+        ("b", "x y", "B"),
+        ("(B)", "x y", "B"),
+        ("B.", "x y", "B"),
+        (2, "x y", "B"),
+        ("2", "x y", "B"),
+        ("Y", "x y", "B"),
+        ("dry wood", "ice|dry wood", "B"),
+        (" Dry Wood ", "ice|dry wood", "B"),
+        ("2", "5 2", "B"),
+        (4, "3 5 7 4", "D"),
+        ("A", "B A", "A"),
+        ("J", "q r s t u v w x y z", "J"),
+        (10, "q r s t u v w x y z", "J"),
+    ],
+)
 def test_labels_of_choices_become_letters(tmp_path, label, choices, letter):
     choices = choices.split("|") if "|" in choices else choices.split()
     path = write(tmp_path / "t_train.jsonl", {"domain": "qa", "choices": choices, "answer": label})
@@ -161,12 +193,23 @@ def test_labels_of_choices_become_letters(tmp_path, label, choices, letter):
     assert task.answer == letter and verify(task, f"#### {letter}") == 1.0
 
 
-@pytest.mark.parametrize("label, choices, problem", [
-    ("C", "x y", "is no choice"), (0, "x y", "is no choice"), (3, "x y", "is no choice"), ("", "x y", "is no choice"),
-    ("", "x ", "is no choice"), ("maybe x", "x y", "is no choice"), ("3", "2 3 4", "means two choices"),
-    (1, "4 1 7", "means two choices"), ("x", "x x", "means two choices"), (1.0, "x y", "is no choice"),
-    ("A", "a b c d e f g h i j k", "11 choices are more than the 10"),
-    ("Paris", "", "give choices, or a domain of your own")])
+@pytest.mark.parametrize(
+    "label, choices, problem",
+    [
+        ("C", "x y", "is no choice"),
+        (0, "x y", "is no choice"),
+        (3, "x y", "is no choice"),
+        ("", "x y", "is no choice"),
+        ("", "x ", "is no choice"),
+        ("maybe x", "x y", "is no choice"),
+        ("3", "2 3 4", "means two choices"),
+        (1, "4 1 7", "means two choices"),
+        ("x", "x x", "means two choices"),
+        (1.0, "x y", "is no choice"),
+        ("A", "a b c d e f g h i j k", "11 choices are more than the 10"),
+        ("Paris", "", "give choices, or a domain of your own"),
+    ],
+)
 def test_labels_that_are_no_choice_are_refused_with_what_to_do(tmp_path, label, choices, problem):
     path = write(tmp_path / "t_train.jsonl", {"domain": "qa", "choices": choices.split(), "answer": label})
     with pytest.raises(ValueError, match=f"t_train.jsonl:1: .*{problem}"):
@@ -174,8 +217,14 @@ def test_labels_that_are_no_choice_are_refused_with_what_to_do(tmp_path, label, 
 
 
 def test_letters_where_the_choices_stand_in_the_question_and_numbers_as_answers(tmp_path):
-    path = write(tmp_path / "t_train.jsonl", {"domain": "qa", "question": "A ice B wood: which burns?", "answer": "B"},
-                 {"answer": 42}, {"answer": -0.5}, {"answer": 1e-7}, {"answer": 12345678901234567890})
+    path = write(
+        tmp_path / "t_train.jsonl",
+        {"domain": "qa", "question": "A ice B wood: which burns?", "answer": "B"},
+        {"answer": 42},
+        {"answer": -0.5},
+        {"answer": 1e-7},
+        {"answer": 12345678901234567890},
+    )
     answers = [task.answer for task in load_tasks(str(path), "train")]
     assert answers == ["B", "42", "-0.5", "0.0000001", "12345678901234567890"]
 
@@ -183,8 +232,16 @@ def test_letters_where_the_choices_stand_in_the_question_and_numbers_as_answers(
 def test_lines_end_at_newlines_only(tmp_path):
     text = "one\u2028two\u2029three\u0085four\x0bfive"
     path = tmp_path / "t_train.jsonl"
-    row = {"id": "0", "domain": "math", "question": text, "answer": "1", "rollouts": [{"response": text, "reward": 0}]}
-    lines = json.dumps(row, ensure_ascii=False) + "\r\n\r\n" + json.dumps({**row, "id": "1", "question": "other"})
+    row = {
+        "id": "0",
+        "domain": "math",
+        "question": text,
+        "answer": "1",
+        "rollouts": [{"response": text, "reward": 0}],
+    }
+    lines = (
+        json.dumps(row, ensure_ascii=False) + "\r\n\r\n" + json.dumps({**row, "id": "1", "question": "other"})
+    )
     path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
     assert [task.question for task in load_tasks(str(path), "train")] == [text, "other"]
     assert data.read_rollouts(path)[1] == [text, text]
@@ -205,7 +262,9 @@ def test_the_rows_of_the_readme_are_a_data_set(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(README_ROWS)
     train, test, dropped = load_splits(str(path))
-    assert [task.id for task in train] == ["mine/1", "mine/3", "mine/4"] and [task.id for task in test] == ["mine/2"]
+    assert [task.id for task in train] == ["mine/1", "mine/3", "mine/4"] and [task.id for task in test] == [
+        "mine/2"
+    ]
     assert not dropped and all(task.labelled for task in test)
     tasks, words = spend_labels(train, 0.2, seed=0)
     assert tasks == train and words.startswith("all 2 labels of 3 training tasks are used")
@@ -223,7 +282,8 @@ def test_a_partly_labelled_file_keeps_all_its_labels(tmp_path):
     write(tmp_path / "own_test.jsonl", *rows)
     train, test, dropped = load_splits(str(tmp_path / "own_train.jsonl"))
     assert (len(train), len(test)) == (100, 20) and dropped == {
-        str(tmp_path / "own_train.jsonl"): {"no label to test with": 80}}
+        str(tmp_path / "own_train.jsonl"): {"no label to test with": 80}
+    }
 
 
 def test_an_experiment_hides_labels_and_says_so():
@@ -234,8 +294,10 @@ def test_an_experiment_hides_labels_and_says_so():
     for ratio, count in ((0.1, 5), (0.3, 15), (1.0, 50)):
         hidden, words = spend_labels(tasks, ratio, 1, picked=["unknown", worth[0], *worth])
         assert {task.id for task in hidden if task.labelled} == set(worth[:count]) and "picked" in words
-        assert all(task.answer is None and task.tests is None for task in hidden if task.id not in worth[:count])
-    with pytest.raises(ValueError, match="label_pick: 3 labelled tasks are picked, 10 are to keep their label"):
+        assert all(
+            task.answer is None and task.tests is None for task in hidden if task.id not in worth[:count]
+        )
+    with pytest.raises(ValueError, match="label_pick: 3 labelled tasks are picked, 10 keep their label"):
         hide_labels(tasks, 0.2, 1, picked=worth[:3])
 
 
