@@ -69,7 +69,7 @@ def some_rollouts(model, tokenizer, sample: Callable, longest: int | None):
     """Rollouts of two prompts, one longer than any window (at most `longest` tokens); a row ends early."""
     most = min(position_limit(model), longest or float("inf")) - LENGTH
     short = int(min(5, most))
-    long = int(max(short, min(most, max(short + 6, windows(model.config) + 2))))
+    long = int(max(short, min(most, max(32, windows(model.config) + 2))))
     ids = some_tokens(model, 2, long, seed=1).tolist()
     noise = torch.rand(2 * GROUP, LENGTH, generator=torch.Generator().manual_seed(2))
     words = Ids([ids[0], ids[1][:short]], tokenizer)
