@@ -156,7 +156,7 @@ def takes_padding(model) -> bool:
         padded = torch.stack([first.logits[:, -1], second.logits[:, -1]], 1)  # (2, 2, V)
         plain = [model(input_ids=row[None, seen.bool()], use_cache=False).logits[0, -2:]
                  for row, seen in zip(ids, mask, strict=True)]
-    except Exception:  # what cannot be read so is read as the model itself reads it, without padding
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # then without
         return False
     return agree(model, *(x.float().log_softmax(-1) for x in (padded, torch.stack(plain))))
 
