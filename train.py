@@ -23,13 +23,12 @@ import os
 import random
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Literal
 
-from lab.compare import LABEL_RATIO, VARIANTS, accuracies, compare, report
+from lab.compare import LABEL_RATIO, VARIANTS, accuracies, averages, compare, report
 from lab.explain import explain
 from lab.figures import plot
 from lab.label_pick import coverage_order, pick
@@ -40,17 +39,19 @@ from lab.runs import (
     finish,
     fit_memory,
     gather,
+    join,
     load_checkpoint,
     load_data,
     open_folder,
+    out_of_memory,
     refresh,
-    render,
     save_checkpoint,
     share,
     start,
     write_json,
 )
-from lab.settings import PRESETS, check, parse, setting
+from lab.samples import Samples
+from lab.settings import PRESETS, check, check_json, due, load_plugin, parse, setting
 
 EVALUATION_BATCH = 128  # tasks sampled at a time
 
@@ -79,6 +80,9 @@ class Config:
         "auto", "what embeds queries, thinkings, answers: 'hash' (n-grams; auto with the built-in policy), "
         "'policy' (hidden states of the frozen reference; auto with any other model), or an encoder of "
         "transformers by its name or folder")
+    system: str = setting("", "text of a system message in front of every task")
+    chat_template_kwargs: str = setting("{}", "JSON for the template: {\"enable_thinking\": false}")
+    plugin: str | None = setting(None, "a Python file that is run first: your own kinds of tasks")
     seed: int = setting(0, "decides training tasks, labels, batches, sampling and the reward network")
     # GRPO
     steps: int = setting(200, "training steps")
@@ -88,6 +92,7 @@ class Config:
     max_prompt_length: int = setting(1024, "tokens; tasks with longer prompts are left out and counted")
     max_response_length: int = setting(48, "tokens; a rollout ends there (the paper: 1024)")
     learning_rate: float = setting(2e-4, "of AdamW, constant (the paper, for real models: 1e-6)")
+    lr_warmup: int = setting(0, "steps in which the learning rate rises to it")
     updates_per_batch: int = setting(1, "optimizer steps on one batch; with 1 the clip never acts")
     sample_batch_size: int = setting(256, "rollouts decoded at a time, per process: as their cache fits")
     micro_batch_size: int = setting(32, "rollouts per forward pass of the update, per process")
@@ -100,6 +105,7 @@ class Config:
         "sequence", "average over rollouts of averages over tokens (GRPO), over all tokens (DAPO), or sum "
         "divided by the longest possible length (Dr. GRPO)")
     gradient_checkpointing: bool = setting(False, "activations are computed twice: less memory")
+    mask_truncated: bool = setting(False, "a rollout that was cut off gets advantage 0 (DAPO)")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 where the device has it")
     # the memory
@@ -137,7 +143,10 @@ class Config:
     gnn_epochs: int = setting(150, "at most so many epochs, stopped early on a fifth of the labelled queries")
     gnn_patience: int = setting(20, "epochs without improvement before stopping")
     # running
-    eval_every: int = setting(50, "steps between evaluations and checkpoints")
+    eval_every: int = setting(50, "steps between evaluations; 0: test accuracy is never measured")
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0: as often as evaluations")
+    save_rollouts: int = setting(0, "steps between lines of rollouts.jsonl beside those of evaluations")
+    show: int = setting(1, "groups of rollouts that are printed at an evaluation")
     eval_samples: int = setting(4, "responses per test task at temperature 1, beside the greedy one")
     keep: int = setting(2, "newest checkpoints that stay; with 2 or more a damaged one has another behind it")
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
@@ -166,7 +175,7 @@ class Config:
         positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length "
                     "max_response_length learning_rate updates_per_batch sample_batch_size micro_batch_size "
                     "max_grad_norm neighbors groups_per_query gnn_layers gnn_networks gnn_learning_rate "
-                    "gnn_epochs gnn_patience eval_every keep seeds refit_every")
+                    "gnn_epochs gnn_patience keep seeds refit_every")
         for name in positive.split():
             check(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
         check(not self.profile or self.steps >= 5, f"profile: needs 5 steps, steps is {self.steps}")
@@ -176,7 +185,9 @@ class Config:
               f"group_size: {self.group_size} gives no advantage; GRPO compares 2 rollouts or more")
         for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "drift_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name}: {getattr(self, name)} is outside [0, 1)")
-        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples"):
+        check_json("chat_template_kwargs", self.chat_template_kwargs)
+        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples", "lr_warmup",
+                     "eval_every", "checkpoint_every", "save_rollouts", "show"):
             check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
 
 
@@ -202,7 +213,8 @@ def train(config: Config) -> dict:
     open_folder(run, tasks, test)
     available = sum(task.labelled for task in audit.truth.values())
     log = Log(run, {"labels_used": len(labelled), "labels_available": available})
-    drift = Drift(labelled, config)
+    log.begin(tasks, test, labels_kept)
+    drift, samples = Drift(labelled, config), Samples(run, tasks, audit.truth, roll_out)
     if config.mode == "r1p":
         tasks = labelled
     bar = tqdm(total=config.steps, desc=config.mode, disable=not run.accelerator.is_main_process)
@@ -210,9 +222,8 @@ def train(config: Config) -> dict:
     done = load_checkpoint(run, log, audit, drift) if config.resume else None
     if done is None:
         if run.memory is not None:
-            warm_up(run, labelled, drift)
-        log.evaluation(0, evaluate(run, test), {}, drift.metrics())
-        log.checked = drift.warm_up
+            warm_up(run, labelled, log, drift)
+        look(run, test, 0, log, audit, drift, samples)
         save_checkpoint(run, 0, log, audit, drift)
     bar.update(done or 0)
     if not done:
@@ -225,16 +236,26 @@ def train(config: Config) -> dict:
             profiler.step()
         bar.update()
         bar.set_postfix(log.shown, refresh=False)
-        if step % config.eval_every == 0 or step == config.steps:
-            log.evaluation(step, evaluate(run, test), audit.metrics(log.audited), drift.metrics(log.checked))
-            drift.warn(run, step, log.checked)
-            log.audited, log.checked = len(audit.rewards), len(drift.rewards)
+        if due(step, config.eval_every) or step == config.steps:
+            look(run, test, step, log, audit, drift, samples)
+        elif due(step, config.save_rollouts):
+            samples.write(step)
+        if due(step, config.checkpoint_every or config.eval_every) or step == config.steps:
             save_checkpoint(run, step, log, audit, drift)
     bar.close()
     return finish(run, log, audit)
 
 
-def warm_up(run: Run, labelled: list, drift: Drift) -> None:
+def look(run: Run, test: list, step: int, log: Log, audit: Audit, drift: Drift, samples: Samples) -> None:
+    """What the policy can do, what predictions were worth since the last look, what the policy writes."""
+    accuracy = evaluate(run, test) if run.config.eval_every else {}
+    log.evaluation(step, accuracy, audit.metrics(log.audited), drift.metrics(log.checked))
+    drift.warn(run, step, log.checked)
+    log.mark(audit, drift)
+    samples.write(step, run.config.show)
+
+
+def warm_up(run: Run, labelled: list, log: Log, drift: Drift) -> None:
     """Step 1: the initial policy's verified rollouts of the labelled tasks are the memory; fit its
     networks."""
     from tqdm import tqdm
@@ -243,7 +264,7 @@ def warm_up(run: Run, labelled: list, drift: Drift) -> None:
 
     visits = [(task, f"{task.id} sibling {n}" if n else task.id)
               for n in range(run.config.groups_per_query) for task in labelled]
-    mine, seen = share(run, visits), []
+    mine, seen, cut = share(run, visits), [], []
     size = run.config.batch_size // run.accelerator.num_processes
     bar = tqdm(range(0, len(mine), size), "warm-up", leave=False, delay=10,
                disable=not run.accelerator.is_main_process)
@@ -252,12 +273,15 @@ def warm_up(run: Run, labelled: list, drift: Drift) -> None:
         experience = roll_out(run, tasks, keys, 0, Stopwatch())
         rewards, _ = acquire_rewards(
             tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys)
+        cut += experience.rollouts.truncated.float().tolist()
         experience.rollouts = experience.ref_logprobs = None  # all stay a while, but without their tokens
         seen.append((experience, rewards))
     join(run, [row for pair in seen for row in remember(run, *pair)])
-    fit_memory(run, run.config.seed, drift)
+    histories = fit_memory(run, run.config.seed, drift)
     drift.extend(gather(run, [row for pair in seen for row in drift.check(run, *pair)]))
     drift.warm_up = len(drift.rewards)
+    groups = gather(run, [group for _, rewards in seen for group in rewards.tolist()])
+    log.warm_up(histories, groups, mean(gather(run, cut)))
 
 
 def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit, drift: Drift) -> None:
@@ -275,6 +299,10 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
         config.reward == "soft", config.abstain, lap)  # (B, G), (B,)
     # 4. Advantages and one GRPO update.
     advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
+    if config.mask_truncated:  # what was cut off is neither right nor wrong (DAPO)
+        advantages = advantages * ~experience.rollouts.truncated.view_as(advantages).to(advantages.device)
+    for group in run.optimizer.param_groups:
+        group["lr"] = config.learning_rate * min(1.0, step / max(1, config.lr_warmup))
     stats = policy_update(
         run.model, run.optimizer, run.accelerator, experience.rollouts,
         advantages.flatten().to(run.device), experience.ref_logprobs if config.kl_coef > 0 else None,
@@ -291,7 +319,7 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
     if run.memory is not None and config.memory != "frozen":
         join(run, remember(run, experience, rewards))
         if config.memory == "refit" and step % config.refit_every == 0:
-            fit_memory(run, config.seed + step, drift)
+            log.fits(step, fit_memory(run, config.seed + step, drift))
         lap("remember")
     log.step(step, experience, rewards, source, stats, lap, audit.metrics(audited), drift.metrics(checked))
 
@@ -333,7 +361,7 @@ def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch
 
     config, size, length = run.config, run.config.group_size, run.config.max_response_length
     noise = uniform_noise(config.seed, step, visits, size, length)
-    prompts = [render(run.tokenizer, task) for task in tasks]
+    prompts = [run.render(task) for task in tasks]
     rollouts = sample(run.policy, run.tokenizer, prompts, size, length, config.temperature, noise,
                       config.sample_batch_size)
     texts = [rollouts.texts[i : i + size] for i in range(0, len(rollouts.texts), size)]
@@ -366,15 +394,6 @@ def remember(run: Run, experience: Experience, rewards) -> list[tuple]:
     return [(task.id, *tensors) if task.labelled else None for task, *tensors in parts]
 
 
-def join(run: Run, rows: list) -> None:
-    """Put the rows of all processes into the memory, in the order of the batch, on every process."""
-    import torch
-
-    if rows := [row for row in gather(run, rows) if row is not None]:
-        ids, *columns = zip(*rows)
-        run.memory.remember(list(ids), *(torch.stack(column).to(run.device) for column in columns))
-
-
 def evaluate(run: Run, tasks: list) -> dict:
     """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples at temperature
     1.
@@ -390,12 +409,12 @@ def evaluate(run: Run, tasks: list) -> dict:
 
     config, rows, length = run.config, [], run.config.max_response_length
     several = len({task.dataset for task in tasks}) > 1
-    mine = sorted(share(run, tasks), key=lambda task: len(render(run.tokenizer, task)))
+    mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
     bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10,
                disable=not run.accelerator.is_main_process)
     for first in range(0, len(mine), EVALUATION_BATCH):
         some = mine[first : first + EVALUATION_BATCH]
-        prompts, found = [render(run.tokenizer, task) for task in some], {}
+        prompts, found = [run.render(task) for task in some], {}
         for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
             if size:
                 noise = uniform_noise(0, 0, [task.id for task in some], size, length)
@@ -410,26 +429,6 @@ def evaluate(run: Run, tasks: list) -> dict:
     names, *columns = zip(*sorted(gather(run, rows)))
     outside = set(names) - run.inside if several else set()
     return averages(names, dict(zip(found, columns)), outside, several)
-
-
-def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
-    """The table that `evaluate` returns, of a name and scores (greedy, sampled) for each task."""
-    counts = Counter(names)
-    averaged = {"all": [name for name in counts if name not in outside]}
-    if outside:
-        averaged["out of domain"] = [name for name in counts if name in outside]
-    table: dict = {"tasks": dict(counts)}
-    for title, sets in averaged.items():
-        table["tasks"][title] = sum(counts[name] for name in sets)
-    for kind, values in columns.items():
-        scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in counts}
-        table[kind] = dict(scores)
-        for title, sets in averaged.items():
-            total = sum(counts[name] * scores[name] for name in sets)
-            table[kind][title] = total / table["tasks"][title]
-            if several and len(sets) > 1:
-                table[kind][f"{title}, mean of sets"] = mean(scores[name] for name in sets)
-    return table
 
 
 # --------------------------------------------------------------------------------------- the command line
@@ -479,11 +478,16 @@ def main(arguments: list[str]) -> None:
     command = config = None
     try:
         command, config = parse(arguments, Config, {name: text for name, (text, _) in COMMANDS.items()})
+        load_plugin(config.plugin)
         COMMANDS[command][1](config)
     except (ValueError, OSError, FloatingPointError) as error:
         if config is not None and config.traceback:
             raise
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if config.traceback or "out of memory" not in str(error):
+            raise
+        sys.exit(f"error: {out_of_memory(config)}")
     except KeyboardInterrupt:
         if command != "train" or not (Path(config.output_dir or "") / "config.json").is_file():
             sys.exit("\nstopped; run the same command again")

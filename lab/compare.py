@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -25,6 +26,7 @@ def compare(config, train: Callable) -> None:
     """Run every mode (and variant) with every seed by `train`, go on where it stopped, print the table."""
     check(os.environ.get("WORLD_SIZE", "1") == "1",
           "compare: its runs are small, start it without accelerate launch")
+    check(config.eval_every > 0, "eval_every: compare shows test accuracy, 0 never measures it")
     asked = [name.strip() for name in config.variants.split(",") if name]
     names = list(VARIANTS) if config.variants == "all" else asked
     check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
@@ -128,6 +130,26 @@ def differences(by_row: dict[str, dict[int, dict]]) -> list[str]:
     return lines
 
 
+def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
+    """The table that `evaluate` returns, of a name and scores (greedy, sampled) for each task."""
+    counts = Counter(names)
+    averaged = {"all": [name for name in counts if name not in outside]}
+    if outside:
+        averaged["out of domain"] = [name for name in counts if name in outside]
+    table: dict = {"tasks": dict(counts)}
+    for title, sets in averaged.items():
+        table["tasks"][title] = sum(counts[name] for name in sets)
+    for kind, values in columns.items():
+        scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in counts}
+        table[kind] = dict(scores)
+        for title, sets in averaged.items():
+            total = sum(counts[name] * scores[name] for name in sets)
+            table[kind][title] = total / table["tasks"][title]
+            if several and len(sets) > 1:
+                table[kind][f"{title}, mean of sets"] = mean(scores[name] for name in sets)
+    return table
+
+
 def accuracies(columns: dict[str, dict]) -> list[str]:
     """A table of test accuracy: a line for each data set (or domain) and average, columns {title: scores}."""
     from data import CUT_BY_HASH
@@ -152,7 +174,8 @@ def accuracies(columns: dict[str, dict]) -> list[str]:
 
 def report(results: dict) -> str:
     """The table at the end of a run."""
-    lines = accuracies({"before": results["before"], "after": results["after"]})
+    measured = "greedy" in results["after"]
+    lines = accuracies({"before": results["before"], "after": results["after"]}) if measured else []
     lines.append(f"labels used         {results['labels_used']} of {results['labels_available']}")
     if results["audit"]:
         audit = {name: "-" if value is None else f"{value:.3f}" for name, value in results["audit"].items()}

@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from lab.runs import Run, render, start, write_text
+from lab.runs import Run, start, write_text
 from lab.settings import check
 
 
@@ -28,7 +28,7 @@ def embed_queries(run: Run, tasks: list):
     queries, size = [], 128
     for first in range(0, len(tasks), size):
         some = tasks[first : first + size]
-        prompts = [render(run.tokenizer, task) for task in some]
+        prompts = [run.render(task) for task in some]
         rollouts, hidden = tokenize_rollouts(run.tokenizer, prompts, [""] * len(some)), None
         if run.config.encoder == "policy":
             ids, mask = rollouts.ids.to(run.device), rollouts.attention_mask.to(run.device)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import time
+from collections import Counter
 from math import isnan, sqrt
 from statistics import mean, stdev
 
@@ -15,11 +16,80 @@ class Log:
 
     def __init__(self, run, labels: dict):
         self.run, self.labels, self.evaluations, self.shown = run, labels, [], {}
-        self.audited = self.checked = 0  # rollouts of audit and drift that are in evaluations already
+        self.marks = []  # how many rollouts audit and drift had at each evaluation
         self.start = time.perf_counter()
         if run.config.tracker != "none":
             settings = {k: v for k, v in dataclasses.asdict(run.config).items() if v is not None}
             run.accelerator.init_trackers("memreward", config=settings)
+
+    @property
+    def audited(self) -> int:
+        """Rollouts of the audit that are in an evaluation already."""
+        return self.marks[-1][0] if self.marks else 0
+
+    @property
+    def checked(self) -> int:
+        """Rollouts of the drift slice that are in an evaluation already."""
+        return self.marks[-1][1] if self.marks else 0
+
+    def mark(self, audit: "Audit", drift: "Drift") -> None:
+        """Audit and drift of the next evaluation begin here."""
+        self.marks.append((len(audit.rewards), len(drift.rewards)))
+
+    def begin(self, tasks: list, test: list, labels: str) -> None:
+        """Say what the run is, and where something is missing that it needs."""
+        run, config = self.run, self.run.config
+        if not run.accelerator.is_main_process:
+            return
+        weights = sum(weight.numel() for weight in run.reference.parameters())
+        size = f"{weights / 1e9:.1f} billion" if weights > 1e9 else f"{weights / 1e6:.1f} million"
+        encoder = f", encoder {config.encoder}" if run.encode is not None else ""
+        ranks = run.accelerator.num_processes
+        precision = "bf16" if run.accelerator.mixed_precision == "bf16" else "fp32"
+        tell(f"policy      {config.model}, {size} weights, {precision} on {run.device}"
+             f"{f' x {ranks}' if ranks > 1 else ''}{encoder}")
+        tell(f"tasks       train {counts(tasks)}; test {counts(test)}")
+        tell(f"labels      {labels}")
+        tell(f"  of        {counts([task for task in tasks if task.labelled])}")
+        for name, reasons in run.dropped.items():
+            tell(f"left out    {name}: " + "; ".join(f"{count} {why}" for why, count in reasons.items()))
+        tell(f"run folder  {run.folder}")
+        if run.memory is not None:
+            kinds = {(task.dataset, task.domain) for task in tasks if task.labelled}
+            for name, kind in sorted({(task.dataset, task.domain) for task in tasks} - kinds):
+                tell(f"warning: no {kind} task of {name} has a label, so the memory knows nothing like them")
+
+    def warm_up(self, histories: list[list[dict]], groups: list[list[float]], truncated: float) -> None:
+        """Log what the warm-up found: the initial policy's verified groups, and how well the networks fit
+        them."""
+        right = mean(reward for group in groups for reward in group)
+        mixed = mean(min(group) < max(group) for group in groups)
+        row = {"warm_up/right": right, "warm_up/mixed_groups": mixed, "warm_up/truncated": truncated}
+        self.fits(0, histories, row)
+        if not self.run.accelerator.is_main_process:
+            return
+        aucs = [best["val_auc"] for history in histories for best in history if best["best"]]
+        aucs = [auc for auc in aucs if not isnan(auc)]
+        tell(f"warm-up     {len(groups)} groups: {right:.0%} right, {mixed:.0%} with both outcomes, "
+             f"{truncated:.0%} cut off" + (f"; AUC on held-out labels {mean(aucs):.3f}" if aucs else ""))
+        if mixed == 0:
+            kind = {0.0: "wrong", 1.0: "right"}.get(right, "all right or all wrong")
+            tell(f"warning: the rollouts of every labelled task are {kind}, so there is nothing to learn "
+                 "from: take another model, other tasks or a higher temperature")
+        if truncated > 0.5:
+            tell(f"warning: {truncated:.0%} of the responses are cut off at max_response_length "
+                 f"({self.run.config.max_response_length}): raise it")
+
+    def fits(self, step: int, histories: list[list[dict]], more: dict | None = None) -> None:
+        """One line with how the reward networks were fitted: for each its losses by epoch, and the epoch
+        kept."""
+        names = ("train_loss", "val_loss", "val_auc")
+        fits = []
+        for history in histories:
+            columns = {name: [row[name] for row in history] for name in names}
+            fit = {name: [None if isnan(x) else round(x, 5) for x in xs] for name, xs in columns.items()}
+            fits.append(fit | {"kept": next(row["epoch"] for row in history if row["best"])})
+        self.write(step, {**(more or {}), "fits": fits})
 
     def write(self, step: int, row: dict) -> None:
         """One line of metrics.jsonl; the trackers get its numbers."""
@@ -69,9 +139,23 @@ class Log:
             row |= {f"{part}_since/{name}": value for name, value in numbers.items()}
         self.write(step, row)
         if self.run.accelerator.is_main_process:
-            line = ", ".join(f"{accuracy[kind]['all']:.3f} {kind}" for kind in kinds)
-            predicted = f"; predicted rewards {audit['accuracy']:.3f} right" if audit else ""
-            tell(f"step {step}: test accuracy {line}{predicted}")
+            parts = ["test accuracy " + ", ".join(f"{accuracy[kind]['all']:.3f} {kind}" for kind in kinds)]
+            parts = (parts if kinds else [])
+            if audit:
+                parts.append(f"predicted rewards {audit['accuracy']:.3f} right")
+            if parts:
+                tell(f"step {step}: {'; '.join(parts)}")
+
+
+def counts(tasks: list) -> str:
+    """How many tasks there are of each set and domain.
+
+    >>> from types import SimpleNamespace as Task
+    >>> counts(2 * [Task(dataset="a", domain="qa")] + [Task(dataset="b", domain="math")])
+    '3 (a qa 2, b math 1)'
+    """
+    of = Counter(f"{task.dataset} {task.domain}" for task in tasks)
+    return f"{len(tasks)} ({', '.join(f'{name} {count}' for name, count in sorted(of.items()))})"
 
 
 class Stopwatch(dict):

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from lab.runs import Run, render, start, write_json
+from lab.runs import Run, start, write_json
 from lab.settings import check
 
 
@@ -118,7 +118,7 @@ def embed_responses(run: Run, tasks: list, texts: list[str], encoders: tuple[str
     encode = {name: make_encoder(name, run.tokenizer, run.device) for name in encoders}
     for first in tqdm(range(0, len(tasks), 32), "rollouts", leave=False, delay=10):
         some = tasks[first : first + 32]
-        prompts = [render(run.tokenizer, task) for task in some]
+        prompts = [run.render(task) for task in some]
         if given:
             written = given[first * size : (first + 32) * size]
             rollouts = tokenize_rollouts(run.tokenizer, prompts, written)

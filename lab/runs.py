@@ -19,7 +19,7 @@ from itertools import zip_longest
 from logging import getLogger
 from pathlib import Path
 
-from lab.settings import check
+from lab.settings import check, due
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py")
@@ -46,6 +46,10 @@ class Run:
     def policy(self):
         """The policy in one piece, to sample from."""
         return self.accelerator.unwrap_model(self.model) if self.sampler is None else self.sampler
+
+    def render(self, task) -> str:
+        """The prompt of a task: see `render`."""
+        return render(self.tokenizer, task, self.config.system, json.loads(self.config.chat_template_kwargs))
 
     @property
     def device(self) -> str:
@@ -138,14 +142,17 @@ def load_policy(config, dtype) -> tuple:
                          f"at hand: {why}") from None
 
 
-def render(tokenizer, task) -> str:
-    """The prompt of a task as the policy reads it: in its chat template if it has one, else plain text."""
+def render(tokenizer, task, system: str = "", settings: dict | None = None) -> str:
+    """The prompt of a task as the policy reads it: in its chat template (with its `settings`) if it has one,
+    else plain text."""
     from data import make_prompt
 
     if tokenizer.chat_template is None:
-        return (tokenizer.bos_token or "") + make_prompt(task) + "\n"
-    message = [{"role": "user", "content": make_prompt(task)}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return (tokenizer.bos_token or "") + (system and f"{system}\n") + make_prompt(task) + "\n"
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": make_prompt(task)})
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **(settings or {}))
 
 
 def load_data(run: Run, training: bool = True) -> tuple[list, list]:
@@ -170,7 +177,7 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
     for part, candidates in (("train", tasks if training else []), ("test", test)):
         kept.append(some := [])
         for task in candidates:
-            prompt = run.tokenizer(render(run.tokenizer, task), add_special_tokens=False).input_ids
+            prompt = run.tokenizer(run.render(task), add_special_tokens=False).input_ids
             if len(prompt) <= config.max_prompt_length:
                 some.append(task)
             else:
@@ -219,13 +226,22 @@ def share(run, rows: list) -> list:
     return rows[run.accelerator.process_index :: run.accelerator.num_processes]
 
 
-def fit_memory(run, seed: int, drift) -> None:
-    """Train the reward networks once, on the first process, and give the same to all."""
+def join(run, rows: list) -> None:
+    """Put the rows of all processes into the memory, in the order of the batch, on every process."""
+    import torch
+
+    if rows := [row for row in gather(run, rows) if row is not None]:
+        ids, *columns = zip(*rows)
+        run.memory.remember(list(ids), *(torch.stack(column).to(run.device) for column in columns))
+
+
+def fit_memory(run, seed: int, drift) -> list[list[dict]]:
+    """Train the reward networks once, on the first process, and give the same to all; their histories."""
     from accelerate.utils import broadcast_object_list
 
-    main = run.accelerator.is_main_process
+    main, histories = run.accelerator.is_main_process, []
     if main:
-        run.memory.fit(seed, without=drift.ids)
+        histories = run.memory.fit(seed, without=drift.ids)
     if run.accelerator.num_processes > 1:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "memory.pt"
@@ -233,6 +249,7 @@ def fit_memory(run, seed: int, drift) -> None:
                 run.memory.save(file)
             file.write_bytes(broadcast_object_list([file.read_bytes() if main else None])[0])
             run.memory.load(file, run.device)
+    return histories
 
 
 # ----------------------------------------------------------------------------------------- the run folder
@@ -252,12 +269,16 @@ def open_folder(run, tasks: list, test: list) -> None:
             check(json.loads((folder / "tasks.json").read_text()) == chosen,
                   f"tasks: {run.config.tasks} gives others than {folder / 'tasks.json'}: "
                   "the data changed since the run began")
+            if (saved := json.loads((folder / "config.json").read_text()))["steps"] != run.config.steps:
+                (folder / "results.json").unlink(missing_ok=True)  # the run goes on beyond them
+                write_json(folder / "config.json", saved | {"steps": run.config.steps})
             return
         holds_run = any((folder / name).exists() for name in ("checkpoints", "results.json"))
         check(not holds_run, f"output_dir: {folder} holds a run already; --resume it, or name another")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "metrics.jsonl", "")
+            for name in ("metrics.jsonl", "rollouts.jsonl"):
+                write_text(folder / name, "")
             write_json(folder / "tasks.json", chosen)
             write_json(folder / "config.json", dataclasses.asdict(run.config))
         except OSError as error:
@@ -282,7 +303,8 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
         if main:
             if run.memory is not None:
                 run.memory.save(new / "memory.pt")
-            state = {"evaluations": log.evaluations, "seconds": time.perf_counter() - log.start,
+            state = {"evaluations": log.evaluations, "marks": log.marks,
+                     "seconds": time.perf_counter() - log.start,
                      "audit": (audit.probabilities, audit.rewards), "warm_up": drift.warm_up,
                      "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}
             torch.save(state, new / "progress.pt")
@@ -327,7 +349,7 @@ def checksums(folder: Path) -> dict[str, int]:
 
 
 def load_checkpoint(run, log, audit, drift) -> int | None:
-    """Go back to the newest checkpoint that is whole, cut metrics.jsonl back to it, and return its step; None
+    """Go back to the newest checkpoint that is whole, cut the logs back to it, and return its step; None
     where the run was stopped before it wrote any."""
     import torch
     from accelerate.utils import broadcast_object_list
@@ -336,23 +358,39 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
     whole = broadcast_object_list([first_whole(found) if run.accelerator.is_main_process else None])[0]
     check(whole or not found,
           f"resume: no checkpoint of {run.folder} is whole; start the run anew in another folder")
-    step = int(whole.name) if whole else -1
-    if run.accelerator.is_main_process:
-        lines = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(run.folder / "metrics.jsonl", "".join(kept))
     if whole is None:
+        cut_logs(run, -1)
         return None
     run.accelerator.load_state(str(whole))
     refresh(run)
     if run.memory is not None:
         run.memory.load(whole / "memory.pt", run.device)
-    state = torch.load(whole / "progress.pt", weights_only=True)
-    log.evaluations, log.start = state["evaluations"], time.perf_counter() - state["seconds"]
+    state, step = torch.load(whole / "progress.pt", weights_only=True), int(whole.name)
+    log.evaluations, log.marks = state["evaluations"], state["marks"]
+    log.start = time.perf_counter() - state["seconds"]
     audit.probabilities, audit.rewards = state["audit"]
     drift.extend(state["drift"])
-    log.audited, log.checked, drift.warm_up = len(audit.rewards), len(drift.rewards), state["warm_up"]
+    drift.warm_up = state["warm_up"]
+    extra = 0 < step < run.config.steps and not due(step, run.config.eval_every)
+    extra = extra and log.evaluations[-1]["step"] == step  # a longer run would not have looked here
+    if extra:
+        log.evaluations.pop()
+        log.marks.pop()
+    cut_logs(run, step, extra)
     return step
+
+
+def cut_logs(run, step: int, extra: bool = False) -> None:
+    """Cut metrics.jsonl and rollouts.jsonl back to a step; `extra`: and leave out the evaluation there."""
+    for name in ("metrics.jsonl", "rollouts.jsonl") if run.accelerator.is_main_process else ():
+        lines = (run.folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = []
+        for line in (line for line in lines if line.endswith("\n")):
+            row = json.loads(line)
+            wanted = "loss" in row if name == "metrics.jsonl" else due(step, run.config.save_rollouts)
+            if row["step"] < step or row["step"] == step and (wanted or not extra):
+                kept.append(line)
+        write_text(run.folder / name, "".join(kept))
 
 
 def first_whole(folders: list[Path]) -> Path | None:
@@ -390,6 +428,16 @@ def finish(run, log, audit) -> dict:
         write_json(run.folder / "results.json", results)
     run.accelerator.end_training()
     return results
+
+
+def out_of_memory(config) -> str:
+    """A line on what to do where the GPU's memory was not enough."""
+    import torch
+
+    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    peak = f" ({gib:.1f} GiB were in use)" if gib else ""
+    return (f"out of memory{peak}: take a smaller --micro_batch_size (now {config.micro_batch_size}) or "
+            f"--sample_batch_size (now {config.sample_batch_size}), or --gradient_checkpointing")
 
 
 def version(root: Path = ROOT) -> str:

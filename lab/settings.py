@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
 from typing import get_args
@@ -27,18 +29,20 @@ PRESETS = {
 GROUPS = {  # every setting once, as --help shows them
     "first": "mode label_ratio label_pick memory tasks model steps seed output_dir resume",
     "tasks and models": "preset ood train_tasks test_tasks encoder max_prompt_length max_response_length "
-                        "attention precision",
-    "GRPO": "batch_size group_size temperature learning_rate updates_per_batch clip_low clip_high kl_coef "
-            "advantage_norm loss_norm max_grad_norm sample_batch_size micro_batch_size "
-            "gradient_checkpointing",
+                        "system chat_template_kwargs plugin attention precision",
+    "GRPO": "batch_size group_size temperature learning_rate lr_warmup updates_per_batch clip_low clip_high "
+            "kl_coef advantage_norm loss_norm mask_truncated max_grad_norm sample_batch_size "
+            "micro_batch_size gradient_checkpointing",
     "memory": "neighbors threshold reward abstain drift_fraction refit_every groups_per_query features gnn "
               "gnn_networks gnn_hidden gnn_layers gnn_dropout gnn_learning_rate gnn_weight_decay gnn_epochs "
               "gnn_patience",
-    "evaluation, log, checkpoints": "eval_every eval_samples keep tracker profile traceback",
+    "evaluation, log, checkpoints": "eval_every eval_samples checkpoint_every keep save_rollouts show "
+                                    "tracker profile traceback",
     "several runs": "seeds variants rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
-READING = "attention precision max_prompt_length max_response_length sample_batch_size traceback".split()
+READING = ("system chat_template_kwargs plugin attention precision max_prompt_length max_response_length "
+           "sample_batch_size traceback").split()
 TRAIN = [name for title, names in GROUPS.items() if title != "several runs" for name in names]
 READ_BY = {  # the settings of each command
     "train": TRAIN,
@@ -51,8 +55,9 @@ READ_BY = {  # the settings of each command
     "explain": ["resume", "traceback"],
     "plot": ["output_dir", "label_ratio", "traceback"]}
 NAMELESS = {"explain": ["resume"], "plot": ["output_dir"]}  # given by their place, as in: explain RUN
-SHARED = ("encoder tasks ood train_tasks test_tasks seed group_size temperature max_prompt_length "
-          "max_response_length eval_samples").split()  # of a run, with whoever evaluates or probes its policy
+SHARED = ("system chat_template_kwargs plugin encoder tasks ood train_tasks test_tasks seed group_size "
+          "temperature max_prompt_length max_response_length eval_samples").split()  # of a run, with whoever
+# evaluates or probes its policy
 
 
 def check(condition: bool, message: str) -> None:
@@ -64,6 +69,60 @@ def check(condition: bool, message: str) -> None:
 def setting(default, text: str):
     """A field of Config with its line for --help."""
     return field(default=default, metadata={"help": text})
+
+
+def check_json(name: str, text: str) -> None:
+    """Raise ValueError where the text is no JSON object."""
+    try:
+        fine = isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        fine = False
+    check(fine, f'{name}: {text} is no JSON object such as {{"enable_thinking": false}}')
+
+
+def due(step: int, interval: int) -> bool:
+    """Is it time for what happens every so many steps? 0: never.
+
+    >>> [step for step in range(1, 7) if due(step, 3)], due(3, 0)
+    ([3, 6], False)
+    """
+    return interval > 0 and step % interval == 0
+
+
+def load_plugin(path: str | None) -> None:
+    """Run a Python file, which adds to data.INSTRUCTIONS and data.VERIFIERS what it knows."""
+    if path is None:
+        return
+    check(Path(path).is_file(), f"plugin: no file {path}")
+    import data
+
+    before = set(data.VERIFIERS)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:
+        raise ValueError(f"plugin: {path} cannot be run: {type(error).__name__}: {error}") from error
+    new = set(data.VERIFIERS) - before
+    check(new, f"plugin: {path} adds no function to data.VERIFIERS, such as VERIFIERS['shout'] = lambda "
+          "response, answer: ...")
+    silent = [name for name in new if name not in data.INSTRUCTIONS or not callable(data.VERIFIERS[name])]
+    check(not silent, f"plugin: {path}: {', '.join(silent)} needs a text in data.INSTRUCTIONS and a function "
+          "in data.VERIFIERS")
+    for name in new:
+        data.VERIFIERS[name] = guarded(name, data.VERIFIERS[name])
+
+
+def guarded(name: str, verifier: Callable[[str, str], float]) -> Callable[[str, str], float]:
+    """A verifier whose errors are one line."""
+
+    def verify(response: str, answer: str) -> float:
+        try:
+            return verifier(response, answer)
+        except Exception as error:
+            raise ValueError(f"plugin: the verifier of {name!r} raises {type(error).__name__}: {error}, for "
+                             f"the answer {answer!r} and the response {response[-60:]!r}") from error
+
+    return verify
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,9 +216,12 @@ def go_on(config, given: list[str]):
     """The settings of the run folder that `--resume` names."""
     path = Path(config.resume) / "config.json"
     check(path.is_file(), f"resume: {config.resume} is no run folder, it has no config.json")
-    other = [name for name in given if name not in ("resume", "traceback")]
+    other = [name for name in given if name not in ("resume", "traceback", "steps")]
     check(not other, f"resume: leave out {', '.join(other)}, the settings of the run are in {path}")
     saved = json.loads(path.read_text())
+    steps = config.steps if "steps" in given else saved["steps"]
+    check(steps >= saved["steps"], f"steps: {config.resume} is a run of {saved['steps']} steps already")
     unknown = saved.keys() - {f.name for f in dataclasses.fields(config)}
     check(not unknown, f"resume: {path} has settings of another version: {', '.join(sorted(unknown))}")
-    return dataclasses.replace(type(config)(**saved), resume=config.resume, traceback=config.traceback)
+    run = type(config)(**saved)
+    return dataclasses.replace(run, resume=config.resume, traceback=config.traceback, steps=steps)

@@ -360,7 +360,7 @@ def bench_verifiers() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from data import load_tasks, verify_batch
-    from train import render
+    from lab.runs import render
 
     folder = ROOT / "assets" / "policy"
     model = AutoModelForCausalLM.from_pretrained(folder)

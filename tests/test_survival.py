@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 import train
 from lab import settings
 
-SETTINGS = dict(steps=4, eval_every=2, memory="refit", refit_every=2, batch_size=3, test_tasks=6)
+SETTINGS = dict(
+    save_rollouts=1, steps=4, eval_every=2, memory="refit", refit_every=2, batch_size=3, test_tasks=6
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,8 @@ def outcome(folder):
     lines = [json.loads(line) for line in open(Path(folder) / "metrics.jsonl")]
     lines = [{name: value for name, value in line.items() if not timed(name)} for line in lines]
     results = json.loads((Path(folder) / "results.json").read_text())
-    return lines, {**results, "seconds": None}, (Path(folder) / "policy" / "model.safetensors").read_bytes()
+    weights = (Path(folder) / "policy" / "model.safetensors").read_bytes()
+    return lines, (Path(folder) / "rollouts.jsonl").read_text(), {**results, "seconds": None}, weights
 
 
 def train_until(config, place, name, call):
@@ -159,6 +162,24 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(quick, straight, capsys, mon
     assert failed and "could not be written" in capsys.readouterr().out
     assert not (Path(config.output_dir) / "checkpoint.new").exists()
     assert outcome(config.output_dir) == outcome(straight(quick, "memreward"))
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_run_goes_on_beyond_its_end(quick, straight, steps):
+    """--resume RUN --steps MORE: what it leaves is what one longer run leaves, also where the shorter one was
+    evaluated and saved at a step at which the longer one is not."""
+    config = quick(mode="memreward", **{**SETTINGS, "steps": steps})
+    train.train(config)
+    arguments = ["--resume", config.output_dir, "--steps", "4"]
+    train.train(settings.parse(arguments, train.Config, {"train": ""})[1])
+    longer = straight(quick, "memreward")
+    assert outcome(config.output_dir) == outcome(longer)
+    saved = [json.loads((Path(folder) / "config.json").read_text()) for folder in (config.output_dir, longer)]
+    assert [one | {"output_dir": None} for one in saved[:1]] == [
+        one | {"output_dir": None} for one in saved[1:]
+    ]
+    with pytest.raises(ValueError, match="steps: .* is a run of 4 steps already"):
+        settings.parse(["--resume", config.output_dir, "--steps", "3"], train.Config, {"train": ""})
 
 
 def test_the_data_must_be_the_same(quick, tmp_path):

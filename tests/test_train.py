@@ -268,6 +268,8 @@ BAD = [
     (["--variants", "soft"], "variants"),
     (["evaluate", "--rollouts", "x"], "rollouts"),
     (["evaluate", "--steps", "3"], "steps"),
+    (["--chat_template_kwargs", "x"], "chat_template_kwargs"),
+    (["--plugin", "none.py"], "plugin"),
     (["--label-ratio", "1"], "--label-ratio"),
     (["--steps", "many"], "steps"),
     (["--mode", "r1p", "--neighbors", "7"], "neighbors"),
@@ -323,8 +325,8 @@ def test_a_tracker_that_is_not_installed(quick, monkeypatch):
 
 def test_resume_takes_its_settings_from_the_run(quick):
     train.train(quick())
-    with pytest.raises(SystemExit, match="resume: leave out steps"):
-        train.main(["--resume", quick().output_dir, "--steps", "9"])
+    with pytest.raises(SystemExit, match="resume: leave out group_size"):
+        train.main(["--resume", quick().output_dir, "--group_size", "9"])
 
 
 def test_a_file_with_few_labels_is_used_as_it_is(quick, tmp_path):
@@ -412,6 +414,129 @@ def test_encoder_left_out():
         "agreement" in Config(rollouts="some.jsonl").features
         and Config(features="parsed").features == "parsed"
     )
+
+
+def test_rollouts_jsonl_holds_whole_groups_of_the_same_tasks(quick, capsys):
+    results = train.train(quick(steps=3, save_rollouts=1, eval_every=2))
+    rows = [json.loads(line) for line in open(Path(quick().output_dir) / "rollouts.jsonl")]
+    assert [row["step"] for row in rows] == [step for step in range(4) for _ in range(4)]
+    first = rows[:4]
+    assert all(
+        [row["id"] for row in rows[i : i + 4]] == [row["id"] for row in first] for i in range(0, 16, 4)
+    )
+    assert [row["labelled"] for row in first] == [True, True, False, False]
+    tasks = {task.id: task for task in data.load_tasks("world", "train", 40)}
+    for row in rows:
+        group = row["rollouts"]
+        rewards = torch.tensor([[rollout["reward"] for rollout in group]])
+        told = torch.tensor([[rollout["advantage"] for rollout in group]])
+        from grpo import group_advantages
+
+        torch.testing.assert_close(group_advantages(rewards), told, atol=1e-4, rtol=0)
+        assert [one["truth"] for one in group] == [
+            data.verify(tasks[row["id"]], one["response"]) for one in group
+        ]
+        if row["labelled"]:
+            assert row["source"] == "verifier" and all(one["reward"] == one["truth"] for one in group)
+        else:
+            assert all(one["reward"] == (one["probability"] > 0.5) for one in group)
+    out = capsys.readouterr().out
+    assert out.count("rewards by memory for") == len(results["evaluations"]) == 3
+    assert "tasks       train 40 (world code 1" in out
+    assert "warm-up     16 groups: " in out and "warning" not in out
+
+
+def test_a_run_without_evaluation(quick):
+    results = train.train(quick(steps=3, eval_every=0, checkpoint_every=2))
+    assert results["after"].keys() == {"step", "audit", "drift"} and "labels used" in train.report(results)
+    names = {path.name for path in (Path(quick().output_dir) / "checkpoints").iterdir()}
+    assert names == {"000002", "000003"}
+
+
+def test_the_learning_rate_rises(quick, monkeypatch):
+    import grpo
+
+    rates, update = [], grpo.policy_update
+    monkeypatch.setattr(
+        grpo,
+        "policy_update",
+        lambda model, optimizer, *rest, **settings: (
+            rates.append(optimizer.param_groups[0]["lr"]),
+            update(model, optimizer, *rest, **settings),
+        )[1],
+    )
+    train.train(quick(mode="oracle", steps=4, lr_warmup=3, learning_rate=3e-4))
+    assert rates == pytest.approx([1e-4, 2e-4, 3e-4, 3e-4])
+
+
+def test_what_was_cut_off_teaches_nothing(quick, monkeypatch):
+    """Responses of at most 20 tokens: some are cut off, their advantages are 0, the others' are not."""
+    import grpo
+
+    seen, update = [], grpo.policy_update
+
+    def policy_update(model, optimizer, accelerator, rollouts, advantages, *rest, **settings):
+        seen.append((rollouts.truncated, advantages))
+        return update(model, optimizer, accelerator, rollouts, advantages, *rest, **settings)
+
+    monkeypatch.setattr(grpo, "policy_update", policy_update)
+    train.train(quick(mode="oracle", steps=4, batch_size=12, mask_truncated=True, max_response_length=20))
+    cut, advantages = (torch.cat(column) for column in zip(*seen))
+    assert cut.any() and not cut.all() and (advantages[cut] == 0).all() and (advantages[~cut] != 0).any()
+
+
+PLUGIN = "import data\ndata.INSTRUCTIONS['shout'] = 'Shout.'\ndata.VERIFIERS['shout'] = {verifier}\n"
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("import data\n", "plugin: .* adds no function to data.VERIFIERS"),
+        ("1 / 0\n", "plugin: .* cannot be run: ZeroDivisionError"),
+        (
+            "import data\ndata.VERIFIERS['shout'] = 3\n",
+            "plugin: .*shout needs a text in data.INSTRUCTIONS and",
+        ),
+        (PLUGIN.format(verifier="lambda r, a: 1 / 0"), "the verifier of 'shout' raises ZeroDivisionError"),
+    ],
+)
+def test_plugins_that_fail_say_so(tmp_path, monkeypatch, code, message):
+    (tmp_path / "mine.py").write_text(code)
+    rows = [{"id": str(i), "domain": "shout", "question": f"Shout {i}.", "answer": "A"} for i in range(20)]
+    (tmp_path / "shout.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for registry in (data.VERIFIERS, data.INSTRUCTIONS):
+        monkeypatch.setattr(
+            data, "VERIFIERS" if registry is data.VERIFIERS else "INSTRUCTIONS", dict(registry)
+        )
+    with pytest.raises(SystemExit, match=message):
+        train.main(
+            [
+                "--plugin",
+                str(tmp_path / "mine.py"),
+                "--tasks",
+                str(tmp_path / "shout.jsonl"),
+                "--steps",
+                "1",
+                "--output_dir",
+                str(tmp_path / "run"),
+                "--batch_size",
+                "2",
+                "--group_size",
+                "2",
+            ]
+        )
+
+
+def test_out_of_memory_is_one_line(monkeypatch):
+    def train_step(*arguments):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setitem(train.COMMANDS, "train", ("", train_step))
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--micro_batch_size", "7"])
+    message = str(stop.value)
+    assert "--micro_batch_size (now 7)" in message and "\n" not in message
+    assert "--sample_batch_size" in message and "--gradient_checkpointing" in message
 
 
 def test_long_prompts_are_left_out_and_counted(quick, tmp_path):
@@ -719,6 +844,7 @@ def test_the_readme_command(tmp_path):
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "rollouts.jsonl",
         "results.json",
         "checkpoints",
         "policy",

@@ -320,7 +320,7 @@ def test_tokenizer_round_trip(policy):
 
 def test_base_policy_leaves_something_to_find(policy):
     from grpo import sample, uniform_noise
-    from train import render
+    from lab.runs import render
 
     tasks = load_tasks("world", "test", limit=150)
     prompts = [render(policy.tokenizer, task) for task in tasks]
