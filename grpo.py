@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import selfcheck
+from support.answers import opened_thought
 from support.packing import batches_of_prompts, by_length, forward_responses, same_prompts
 from support.traits import choose_rows, position_limit, positions, reading, takes_padding
 
@@ -157,6 +158,8 @@ def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens
              for row, n in zip(response.tolist(), spans.tolist(), strict=True)]
     for mark in stop or []:
         texts = [text.partition(mark)[0] for text in texts]
+    opened = [opened_thought(prompt) for prompt in prompts for _ in range(group_size)]  # by the chat template
+    texts = [tag + text for tag, text in zip(opened, texts, strict=True)]
     return Rollouts(ids, attention_mask, mask, logprobs, texts, ~(by_eos | by_text))
 
 

@@ -300,9 +300,15 @@ def policy_encoder(tokenizer, tasks: Sequence[Task], rollouts, hidden: Tensor
     """Means of the reference policy's last hidden states (N, P+T, d) over the tokens of query, thinking and
     answer. The thinking's tokens are counted by tokenizing it once more."""
     size, length = len(rollouts.texts) // len(tasks), rollouts.mask.shape[1]
-    count = [len(tokenizer(thinking, add_special_tokens=False).input_ids)
-             for group in parts_of(tasks, rollouts) for thinking, _ in group]
-    count = torch.tensor(count, device=hidden.device)
+    thinkings = [thinking for group in parts_of(tasks, rollouts) for thinking, _ in group]
+
+    def tokens(texts: Sequence[str]) -> Tensor:  # N texts -> how many tokens each has (N,)
+        counts = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        return torch.tensor(counts, device=hidden.device)
+
+    count = tokens(thinkings)
+    if any(text.startswith("<") for text in rollouts.texts):  # a tag that the prompt opened is none of its tokens
+        count = count - (tokens(rollouts.texts) - rollouts.mask.sum(1).long()).clamp(min=0)
     is_thinking = torch.arange(length, device=hidden.device) < count[:, None]  # (N, T)
 
     def mean(states: Tensor, mask: Tensor) -> Tensor:  # (n, L, d), (n, L) -> (n, d)

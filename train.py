@@ -76,6 +76,8 @@ class Config:
                          "name or folder, or a run folder, whose trained policy is taken")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = setting(
         "auto", "implementation that transformers uses")
+    check_policy: bool = setting(True, "hold the model against itself before the first batch: seconds")
+    stop: str = setting("", "text at which a response ends, for base models that write no end")
     encoder: str = setting(
         "auto", "what embeds queries, thinkings, answers: 'hash' (n-grams; auto with the built-in policy), "
         "'policy' (hidden states of the frozen reference; auto with any other model), or an encoder of "
@@ -363,7 +365,7 @@ def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch
     noise = uniform_noise(config.seed, step, visits, size, length)
     prompts = [run.render(task) for task in tasks]
     rollouts = sample(run.policy, run.tokenizer, prompts, size, length, config.temperature, noise,
-                      config.sample_batch_size)
+                      config.sample_batch_size, run.stop)
     texts = [rollouts.texts[i : i + size] for i in range(0, len(rollouts.texts), size)]
     keys = [[answer_key(task, text) for text in group] for task, group in zip(tasks, texts)]
     experience = Experience(tasks, rollouts, keys)
@@ -374,11 +376,12 @@ def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch
             return forward_responses(run.reference, rollouts.ids, rollouts.attention_mask, length,
                                      temperature, hidden, config.micro_batch_size)
 
-    if config.kl_coef > 0 or run.memory is not None:
-        reference = score(1.0, hidden=run.memory is not None and config.encoder == "policy")
-        same = config.temperature == 1
-        experience.ref_logprobs = reference.logprobs if same else score(config.temperature).logprobs
-        lap("reference")
+    if run.memory is not None:  # confidence is the reference's at temperature 1, the KL term's that of sampling
+        reference = score(1.0, hidden=config.encoder == "policy")
+    if config.kl_coef > 0:
+        same = run.memory is not None and config.temperature == 1
+        experience.ref_logprobs = (reference if same else score(config.temperature)).logprobs
+    lap("reference")
     if run.memory is not None:
         nodes = run.encode(tasks, rollouts, reference.hidden)
         features = answer_features(tasks, texts, keys, reference.logprobs, rollouts.mask,
@@ -419,7 +422,7 @@ def evaluate(run: Run, tasks: list) -> dict:
             if size:
                 noise = uniform_noise(0, 0, [task.id for task in some], size, length)
                 texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
-                               config.sample_batch_size).texts
+                               config.sample_batch_size, run.stop).texts
                 rewards = verify_batch([task for task in some for _ in range(size)], texts)
                 found[name] = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
         rows += [(task.dataset if several else task.domain, *scores)

@@ -126,7 +126,7 @@ def embed_responses(run: Run, tasks: list, texts: list[str], encoders: tuple[str
             visits = [f"{task.id} sibling {number}" if number else task.id for task in some]
             noise = uniform_noise(config.seed, 0, visits, size, length)
             rollouts = sample(run.policy, run.tokenizer, prompts, size, length, config.temperature, noise,
-                              config.sample_batch_size)
+                              config.sample_batch_size, run.stop)
         responses, scores = responses + rollouts.texts, None
         if read:
             ids, mask = rollouts.ids.to(run.device), rollouts.attention_mask.to(run.device)

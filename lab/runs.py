@@ -47,6 +47,11 @@ class Run:
         """The policy in one piece, to sample from."""
         return self.accelerator.unwrap_model(self.model) if self.sampler is None else self.sampler
 
+    @property
+    def stop(self) -> list[str] | None:
+        """The text at which a response ends, as `grpo.sample` takes it."""
+        return [self.config.stop] if self.config.stop else None
+
     def render(self, task) -> str:
         """The prompt of a task: see `render`."""
         return render(self.tokenizer, task, self.config.system, json.loads(self.config.chat_template_kwargs))
@@ -61,6 +66,7 @@ def start(config, training: bool = True) -> Run:
     """Load the policy, and what training needs beside it."""
     import torch
 
+    from grpo import check_policy
     from memreward import FEATURES, ExperienceMemory, make_encoder
 
     if config.tracker != "none":
@@ -71,6 +77,9 @@ def start(config, training: bool = True) -> Run:
     check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
     half = torch.bfloat16 if bf16 else torch.float32
     policy, tokenizer = load_policy(config, torch.float32 if training else half)
+    if config.check_policy and config.model != "builtin":  # the tests check that one
+        longest = config.max_prompt_length + config.max_response_length
+        check_policy(policy.to(accelerator.device), tokenizer, longest)
     if not training:
         return Run(config, accelerator, tokenizer, policy.to(accelerator.device))
     if config.gradient_checkpointing:
@@ -122,16 +131,14 @@ def load_policy(config, dtype) -> tuple:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from data import reach_hub
+    from support.traits import without_noise
 
     name = str(ROOT / "assets" / "policy") if config.model == "builtin" else config.model
     if (Path(name) / "results.json").is_file():
         name = str(Path(name) / "policy")  # of a finished run
     try:
         reach_hub(name)
-        settings = AutoConfig.from_pretrained(name)
-        for key, value in vars(settings).items():
-            if "drop" in key and isinstance(value, float):
-                setattr(settings, key, 0.0)  # else the policy that is trained is not the one that sampled
+        settings = without_noise(AutoConfig.from_pretrained(name))
         attention = None if config.attention == "auto" else config.attention
         model = AutoModelForCausalLM.from_pretrained(
             name, config=settings, dtype=dtype, attn_implementation=attention)

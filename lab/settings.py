@@ -29,7 +29,7 @@ PRESETS = {
 GROUPS = {  # every setting once, as --help shows them
     "first": "mode label_ratio label_pick memory tasks model steps seed output_dir resume",
     "tasks and models": "preset ood train_tasks test_tasks encoder max_prompt_length max_response_length "
-                        "system chat_template_kwargs plugin attention precision",
+                        "system chat_template_kwargs stop plugin check_policy attention precision",
     "GRPO": "batch_size group_size temperature learning_rate lr_warmup updates_per_batch clip_low clip_high "
             "kl_coef advantage_norm loss_norm mask_truncated max_grad_norm sample_batch_size "
             "micro_batch_size gradient_checkpointing",
@@ -41,8 +41,8 @@ GROUPS = {  # every setting once, as --help shows them
     "several runs": "seeds variants rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
-READING = ("system chat_template_kwargs plugin attention precision max_prompt_length max_response_length "
-           "sample_batch_size traceback").split()
+READING = ("system chat_template_kwargs stop plugin check_policy attention precision max_prompt_length "
+           "max_response_length sample_batch_size traceback").split()
 TRAIN = [name for title, names in GROUPS.items() if title != "several runs" for name in names]
 READ_BY = {  # the settings of each command
     "train": TRAIN,
@@ -55,7 +55,7 @@ READ_BY = {  # the settings of each command
     "explain": ["resume", "traceback"],
     "plot": ["output_dir", "label_ratio", "traceback"]}
 NAMELESS = {"explain": ["resume"], "plot": ["output_dir"]}  # given by their place, as in: explain RUN
-SHARED = ("system chat_template_kwargs plugin encoder tasks ood train_tasks test_tasks seed group_size "
+SHARED = ("system chat_template_kwargs stop plugin encoder tasks ood train_tasks test_tasks seed group_size "
           "temperature max_prompt_length max_response_length eval_samples").split()  # of a run, with whoever
 # evaluates or probes its policy
 
