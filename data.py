@@ -99,7 +99,7 @@ def spend_labels(
     return hidden, f"{kept} of {labelled} labels are kept, {chosen}; the others are gone"
 
 
-# ------------------------------------------------------------------------------------------ prompts
+# ---------------------------------------------------------------------------------------------------- prompts
 
 INSTRUCTIONS = {
     "math": "Think step by step, then give the final number after ####.",
@@ -114,7 +114,7 @@ def make_prompt(task: Task) -> str:
     return f"{task.question}{choices}\n{INSTRUCTIONS[task.domain]}"
 
 
-# ---------------------------------------------------------------------------------------------------- verifiers
+# -------------------------------------------------------------------------------------------------- verifiers
 
 
 def verify_math(response: str, answer: str) -> float:
@@ -238,7 +238,7 @@ def answer_key(task: Task, response: str) -> str | None:
     return " ".join(answer.casefold().split()) or None
 
 
-# ------------------------------------------------------------------------------------------ loading
+# ---------------------------------------------------------------------------------------------------- loading
 
 
 def small_world(part: str, seed: int) -> Iterator[world.Demonstration]:

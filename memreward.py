@@ -307,7 +307,7 @@ def policy_encoder(tokenizer, tasks: Sequence[Task], rollouts, hidden: Tensor
         return torch.tensor(counts, device=hidden.device)
 
     count = tokens(thinkings)
-    if any(text.startswith("<") for text in rollouts.texts):  # a tag that the prompt opened is none of its tokens
+    if any(text.startswith("<") for text in rollouts.texts):  # the prompt's tag is none of its tokens
         count = count - (tokens(rollouts.texts) - rollouts.mask.sum(1).long()).clamp(min=0)
     is_thinking = torch.arange(length, device=hidden.device) < count[:, None]  # (N, T)
 

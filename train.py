@@ -193,7 +193,7 @@ class Config:
             check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
 
 
-# ------------------------------------------------------------------------------------------- the training
+# ----------------------------------------------------------------------------------------------- the training
 
 
 def train(config: Config) -> dict:
@@ -376,7 +376,7 @@ def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch
             return forward_responses(run.reference, rollouts.ids, rollouts.attention_mask, length,
                                      temperature, hidden, config.micro_batch_size)
 
-    if run.memory is not None:  # confidence is the reference's at temperature 1, the KL term's that of sampling
+    if run.memory is not None:  # confidence is the reference's at temperature 1, whatever samples
         reference = score(1.0, hidden=config.encoder == "policy")
     if config.kl_coef > 0:
         same = run.memory is not None and config.temperature == 1
@@ -434,7 +434,7 @@ def evaluate(run: Run, tasks: list) -> dict:
     return averages(names, dict(zip(found, columns)), outside, several)
 
 
-# --------------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------------- the command line
 
 
 def run_train(config: Config) -> None:
