@@ -34,24 +34,10 @@ from lab.figures import plot
 from lab.label_pick import coverage_order, pick
 from lab.log import Audit, Drift, Log, Stopwatch, profile
 from lab.probe import run_probe
-from lab.runs import (
-    Run,
-    finish,
-    fit_memory,
-    gather,
-    join,
-    load_checkpoint,
-    load_data,
-    open_folder,
-    out_of_memory,
-    refresh,
-    save_checkpoint,
-    share,
-    start,
-    write_json,
-)
+from lab.processes import fit_memory, gather, join, refresh, share
+from lab.runs import Run, finish, load_checkpoint, load_data, open_folder, save_checkpoint, start, write_json
 from lab.samples import Samples
-from lab.settings import PRESETS, check, check_json, due, load_plugin, parse, setting
+from lab.settings import PRESETS, check, check_json, due, load_plugin, out_of_memory, parse, setting
 
 EVALUATION_BATCH = 128  # tasks sampled at a time
 

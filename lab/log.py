@@ -8,7 +8,7 @@ from collections import Counter
 from math import isnan, sqrt
 from statistics import mean, stdev
 
-from lab.runs import gather, tell
+from lab.processes import gather, tell
 
 
 class Log:

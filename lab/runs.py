@@ -10,15 +10,14 @@ import importlib.util
 import json
 import os
 import shutil
-import tempfile
 import time
 import zlib
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import zip_longest
 from logging import getLogger
 from pathlib import Path
 
+from lab.processes import gather, refresh, tell, whole_weights
 from lab.settings import check, due
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,65 +199,6 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
     return tuple(kept)
 
 
-# -------------------------------------------------------------------------------------- several processes
-
-
-def whole_weights(run):
-    """Name and value of every weight of the policy, one by one; of a sharded one gathered, where all
-    processes meet."""
-    for name, weight in run.accelerator.unwrap_model(run.model).named_parameters():
-        yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-
-
-def refresh(run) -> None:
-    """Give the copy that samples the newest weights."""
-    if run.sampler is not None:
-        for copy, (_, weight) in zip(run.sampler.parameters(), whole_weights(run), strict=True):
-            copy.data.copy_(weight.data)
-
-
-def gather(run, rows: list) -> list:
-    """The rows of all processes in the order of one process: row i of process p is number i * world + p."""
-    from accelerate.utils import gather_object
-
-    if run.accelerator.num_processes == 1:
-        return rows
-    absent = object()
-    columns = zip_longest(*gather_object([rows]), fillvalue=absent)
-    return [row for column in columns for row in column if row is not absent]
-
-
-def share(run, rows: list) -> list:
-    """The rows that are this process's part."""
-    return rows[run.accelerator.process_index :: run.accelerator.num_processes]
-
-
-def join(run, rows: list) -> None:
-    """Put the rows of all processes into the memory, in the order of the batch, on every process."""
-    import torch
-
-    if rows := [row for row in gather(run, rows) if row is not None]:
-        ids, *columns = zip(*rows)
-        run.memory.remember(list(ids), *(torch.stack(column).to(run.device) for column in columns))
-
-
-def fit_memory(run, seed: int, drift) -> list[list[dict]]:
-    """Train the reward networks once, on the first process, and give the same to all; their histories."""
-    from accelerate.utils import broadcast_object_list
-
-    main, histories = run.accelerator.is_main_process, []
-    if main:
-        histories = run.memory.fit(seed, without=drift.ids)
-    if run.accelerator.num_processes > 1:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "memory.pt"
-            if main:
-                run.memory.save(file)
-            file.write_bytes(broadcast_object_list([file.read_bytes() if main else None])[0])
-            run.memory.load(file, run.device)
-    return histories
-
-
 # ----------------------------------------------------------------------------------------- the run folder
 
 
@@ -437,16 +377,6 @@ def finish(run, log, audit) -> dict:
     return results
 
 
-def out_of_memory(config) -> str:
-    """A line on what to do where the GPU's memory was not enough."""
-    import torch
-
-    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    peak = f" ({gib:.1f} GiB were in use)" if gib else ""
-    return (f"out of memory{peak}: take a smaller --micro_batch_size (now {config.micro_batch_size}) or "
-            f"--sample_batch_size (now {config.sample_batch_size}), or --gradient_checkpointing")
-
-
 def version(root: Path = ROOT) -> str:
     """A short name of the method's code: a hash of the syntax trees of its files, so that neither comments
     nor docstrings nor the layout of lines count."""
@@ -475,10 +405,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     path.with_suffix(".tmp").write_text(text)
     os.replace(path.with_suffix(".tmp"), path)
-
-
-def tell(text: str) -> None:
-    """Say something in one line, above the progress bars."""
-    from tqdm import tqdm
-
-    tqdm.write(text)

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 
 from lab.log import Stopwatch
-from lab.runs import tell
+from lab.processes import tell
 
 TASKS = 2  # labelled and unlabelled ones
 

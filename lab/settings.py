@@ -125,6 +125,16 @@ def guarded(name: str, verifier: Callable[[str, str], float]) -> Callable[[str, 
     return verify
 
 
+def out_of_memory(config) -> str:
+    """A line on what to do where the GPU's memory was not enough."""
+    import torch
+
+    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    peak = f" ({gib:.1f} GiB were in use)" if gib else ""
+    return (f"out of memory{peak}: take a smaller --micro_batch_size (now {config.micro_batch_size}) or "
+            f"--sample_batch_size (now {config.sample_batch_size}), or --gradient_checkpointing")
+
+
 class Parser(argparse.ArgumentParser):
     """Its error is one line, too."""
 
