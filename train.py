@@ -8,7 +8,8 @@
     python train.py pick --tasks mine.jsonl      # which labels to buy first
     python train.py probe                        # how good predicted rewards are, and what each part gives
     python train.py plot runs/compare            # figures of the table's runs
-    python train.py explain runs/NAME            # why rollouts got their predicted rewards
+    python train.py explain runs/NAME            # why rollouts got their predicted rewards; map: all of them
+    python train.py score runs/NAME mine.jsonl   # what a run's memory thinks of responses of your own
     python train.py --preset qwen2.5-1.5b        # the paper's models and benchmarks, one GPU
     accelerate launch --num_processes 8 train.py --preset qwen2.5-3b     # one node of 8 GPUs
 
@@ -29,10 +30,11 @@ from statistics import mean
 from typing import Literal
 
 from lab.compare import LABEL_RATIO, VARIANTS, accuracies, averages, compare, report
-from lab.explain import explain
+from lab.explain import explain, score
 from lab.figures import plot
 from lab.label_pick import coverage_order, pick
 from lab.log import Audit, Drift, Log, Stopwatch, profile
+from lab.map import draw_map
 from lab.probe import run_probe
 from lab.processes import fit_memory, gather, join, refresh, share
 from lab.runs import Run, finish, load_checkpoint, load_data, open_folder, save_checkpoint, start, write_json
@@ -142,8 +144,11 @@ class Config:
     seeds: int = setting(1, "compare: seeds 0 to seeds - 1 of every mode; probe: splits (5 or more)")
     variants: str = setting("", f"compare: further rows, out of {', '.join(VARIANTS)}; with commas, or 'all'")
     rollouts: str | None = setting(
-        None, "probe only: a run folder, or a .jsonl file of tasks with rollouts and their rewards")
-    new_kinds: bool = setting(False, "probe only: keep whole kinds of tasks out of the fit")
+        None, "probe: a run folder, or a .jsonl file of tasks with rollouts and their rewards; score: one of "
+        "tasks with responses")
+    new_kinds: bool = setting(False, "probe: keep whole kinds of tasks out of the fit")
+    figure: bool = setting(False, "explain: also draw what a rollout listens to")
+    watch: int = setting(0, "plot: seconds until the page of a run that trains is drawn again; 0: once")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", "also log there")
     profile: bool = setting(False, "write trace.json of torch's profiler, steps 3 to 5 (chrome://tracing)")
     traceback: bool = setting(False, "show where in the code an error arose, not just its message")
@@ -175,7 +180,7 @@ class Config:
             check(0 <= getattr(self, name) < 1, f"{name}: {getattr(self, name)} is outside [0, 1)")
         check_json("chat_template_kwargs", self.chat_template_kwargs)
         for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples", "lr_warmup",
-                     "eval_every", "checkpoint_every", "save_rollouts", "show"):
+                     "eval_every", "checkpoint_every", "save_rollouts", "show", "watch"):
             check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
 
 
@@ -458,7 +463,9 @@ COMMANDS = {  # what each does, and the function that does it
     "pick": ("which labels to buy first", pick),
     "probe": ("how good predicted rewards are, what each part of the memory gives", run_probe),
     "explain": ("why rollouts got their predicted rewards", lambda config: explain(config, roll_out)),
-    "plot": ("figures of the runs of compare", plot),
+    "map": ("a picture of all that a memory knows and is asked", lambda config: draw_map(config, roll_out)),
+    "score": ("a run's memory judges responses of your own", score),
+    "plot": ("one page of a run, or figures of the runs of compare", plot),
 }
 
 

@@ -38,12 +38,13 @@ GROUPS = {  # every setting once, as --help shows them
               "gnn_patience",
     "evaluation, log, checkpoints": "eval_every eval_samples checkpoint_every keep save_rollouts show "
                                     "tracker profile traceback",
-    "several runs": "seeds variants rollouts new_kinds"}
+    "several runs": "seeds variants",
+    "pictures, and rollouts from elsewhere": "figure watch rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
 READING = ("system chat_template_kwargs stop plugin check_policy attention precision max_prompt_length "
            "max_response_length sample_batch_size traceback").split()
-TRAIN = [name for title, names in GROUPS.items() if title != "several runs" for name in names]
+TRAIN = [name for names in list(GROUPS.values())[:-2] for name in names]
 READ_BY = {  # the settings of each command
     "train": TRAIN,
     "compare": [name for name in TRAIN if name not in ("mode", "seed", "resume")] + ["seeds", "variants"],
@@ -52,9 +53,12 @@ READ_BY = {  # the settings of each command
     "probe": ["label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size", "temperature",
               "micro_batch_size", "output_dir", "seeds", "rollouts", "label_pick", "new_kinds", *READING,
               *MEMORY],
-    "explain": ["resume", "traceback"],
-    "plot": ["output_dir", "label_ratio", "traceback"]}
-NAMELESS = {"explain": ["resume"], "plot": ["output_dir"]}  # given by their place, as in: explain RUN
+    "explain": ["resume", "figure", "traceback"],
+    "map": ["resume", "traceback"],
+    "score": ["resume", "rollouts", "traceback"],
+    "plot": ["output_dir", "label_ratio", "watch", "traceback"]}
+NAMELESS = {  # given by their place, as in: explain RUN
+    "explain": ["resume"], "map": ["resume"], "score": ["resume", "rollouts"], "plot": ["output_dir"]}
 SHARED = ("system chat_template_kwargs stop plugin encoder tasks ood train_tasks test_tasks seed group_size "
           "temperature max_prompt_length max_response_length eval_samples").split()  # of a run, with whoever
 # evaluates or probes its policy
@@ -209,7 +213,9 @@ def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple
         config = Config(**others | vars(parser.parse_args(arguments)))
     idle = [name for name in given if name in MEMORY and command == "train" and config.mode != "memreward"]
     check(not idle, f"{', '.join(idle)}: of the memory, and mode {config.mode} has none")
-    return command, go_on(config, given) if config.resume else config
+    if not config.resume:
+        return command, config
+    return command, go_on(config, given, ["resume", "steps", "traceback"] if command == "train" else given)
 
 
 def of_run(command: str, config) -> dict:
@@ -222,16 +228,16 @@ def of_run(command: str, config) -> dict:
     return {name: saved[name] for name in (*SHARED, *MEMORY, *ratio) if name in saved}
 
 
-def go_on(config, given: list[str]):
-    """The settings of the run folder that `--resume` names."""
+def go_on(config, given: list[str], free: list[str]):
+    """The settings of the run folder that `--resume` names; those in `free` may be given anew."""
     path = Path(config.resume) / "config.json"
     check(path.is_file(), f"resume: {config.resume} is no run folder, it has no config.json")
-    other = [name for name in given if name not in ("resume", "traceback", "steps")]
+    other = [name for name in given if name not in free]
     check(not other, f"resume: leave out {', '.join(other)}, the settings of the run are in {path}")
     saved = json.loads(path.read_text())
-    steps = config.steps if "steps" in given else saved["steps"]
-    check(steps >= saved["steps"], f"steps: {config.resume} is a run of {saved['steps']} steps already")
+    anew = {name: getattr(config, name) for name in given}
+    check(anew.get("steps", saved["steps"]) >= saved["steps"],
+          f"steps: {config.resume} is a run of {saved['steps']} steps already")
     unknown = saved.keys() - {f.name for f in dataclasses.fields(config)}
     check(not unknown, f"resume: {path} has settings of another version: {', '.join(sorted(unknown))}")
-    run = type(config)(**saved)
-    return dataclasses.replace(run, resume=config.resume, traceback=config.traceback, steps=steps)
+    return dataclasses.replace(type(config)(**saved), **anew)
