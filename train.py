@@ -207,7 +207,7 @@ def train(config: Config) -> dict:
     available = sum(task.labelled for task in audit.truth.values())
     log = Log(run, {"labels_used": len(labelled), "labels_available": available})
     log.begin(tasks, test, labels_kept)
-    drift, samples = Drift(labelled, config), Samples(run, tasks, audit.truth, roll_out)
+    drift, samples = Drift(labelled, config), Samples(run, tasks, audit, roll_out)
     if config.mode == "r1p":
         tasks = labelled
     bar = tqdm(total=config.steps, desc=config.mode, disable=not run.accelerator.is_main_process)

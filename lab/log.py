@@ -224,13 +224,21 @@ class Audit(Tally):
         super().__init__(threshold)
         self.truth = {task.id: task for task in tasks}
 
+    def verify(self, tasks: list, texts: list[str]) -> list[float | None]:
+        """The true rewards of responses, None where nobody knows. Nothing else touches a hidden label."""
+        from data import verify_batch
+
+        known = [self.truth[task.id].labelled for task in tasks]
+        pairs = [(self.truth[task.id], text) for task, text, has in zip(tasks, texts, known) if has]
+        rewards = iter(verify_batch(*zip(*pairs)) if pairs else ())
+        return [next(rewards) if has else None for has in known]
+
     def add(self, run, experience) -> None:
         """Predict the unlabelled groups of all processes again, those too that `--abstain` left out, and
         verify them with their true labels. A soft reward is right where it is on the right side of the
         threshold."""
         import torch
 
-        from data import verify_batch
         from memreward import predict_rewards
 
         rows = [b for b, task in enumerate(experience.tasks)
@@ -240,8 +248,8 @@ class Audit(Tally):
             groups = experience.groups and experience.groups.rows(torch.tensor(rows))
             probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows])
             texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
-            truth = [self.truth[experience.tasks[b].id] for b in rows for _ in range(size)]
-            pairs = list(zip(probabilities.flatten().tolist(), verify_batch(truth, texts)))
+            tasks = [experience.tasks[b] for b in rows for _ in range(size)]
+            pairs = list(zip(probabilities.flatten().tolist(), self.verify(tasks, texts)))
         self.extend(gather(run, pairs))
 
 

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable
 
-from lab.log import Stopwatch
+from lab.log import Audit, Stopwatch
 from lab.processes import tell
 
 TASKS = 2  # labelled and unlabelled ones
@@ -12,11 +12,11 @@ TASKS = 2  # labelled and unlabelled ones
 
 class Samples:
     """Samples, rewards and logs groups of a few training tasks, with the same noise every time, so that one
-    sees the policy change. Nothing else hears of it. `truth` has the labels that training does not see;
+    sees the policy change. Nothing else hears of it. `audit` tells what is truly right;
     `roll_out` is train.py's."""
 
-    def __init__(self, run, tasks: list, truth: dict, roll_out: Callable):
-        self.run, self.truth, self.roll_out = run, truth, roll_out
+    def __init__(self, run, tasks: list, audit: Audit, roll_out: Callable):
+        self.run, self.audit, self.roll_out = run, audit, roll_out
         draw = random.Random(f"samples {run.config.seed}")
         parts = [[task for task in tasks if task.labelled == kind] for kind in (True, False)]
         self.tasks = [task for part in parts for task in draw.sample(part, min(TASKS, len(part)))]
@@ -36,7 +36,6 @@ class Samples:
         """The groups as plain data."""
         import torch
 
-        from data import verify_batch
         from grpo import group_advantages
         from memreward import acquire_rewards, predict_rewards
 
@@ -54,8 +53,7 @@ class Samples:
         lengths = experience.rollouts.mask.sum(1).tolist()
         rows = []
         for b, task in enumerate(tasks):
-            group, true = slice(b * size, (b + 1) * size), self.truth[task.id]
-            truth = verify_batch([true] * size, texts[group]) if true.labelled else [None] * size
+            truth = self.audit.verify([task] * size, texts[b * size : (b + 1) * size])
             rollouts = [
                 {"response": texts[b * size + g], "answer": keys[b][g], "reward": rewards[b, g].item(),
                  "probability": round(probabilities[b, g].item(), 4) if believed else None, "truth": truth[g],

@@ -79,7 +79,7 @@ def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
         return tasks, test, dropped
 
     monkeypatch.setattr(data, "load_splits", load_splits)
-    monkeypatch.setattr(train.Audit, "add", lambda *_: None)  # it alone may touch them
+    monkeypatch.setattr(train.Audit, "verify", lambda audit, tasks, texts: [0.0] * len(texts))  # it alone may
     assert train.train(config)["labels_used"] == 8
 
 
@@ -228,6 +228,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
     assert curves["accuracy"] == dict.fromkeys(
         ("r1p", "memreward"), [([0, 50, 100], [0.5 + seed, 0.55 + seed, 0.6 + seed]) for seed in (0, 1)]
     )
+    assert list(curves["predictions"]) == ["memory as by default", "memory refitted"]
     assert list(curves["predictions"].values()) == 2 * [
         [([50, 100], [seed - 50, seed - 100]) for seed in (0, 1)]
     ]
@@ -730,18 +731,11 @@ def test_probe_refuses_files_without_rollouts(tmp_path, line):
         train.main(["probe", "--rollouts", str(tmp_path / "none.jsonl")])
 
 
-def test_explain(quick, capsys):
-    train.train(quick())
-    train.main(["explain", quick().output_dir])
-    out = capsys.readouterr().out
-    assert (
-        out.count("predicted reward ") == 6 and out.count("the hidden label says") == 6
-    )  # two rollouts in three domains
-    assert "near query" in out and "moved the logit by" in out and "like answer" in out
-    train.train(quick(mode="r1p", output_dir=quick().output_dir + "2"))
+def test_explain_needs_a_memory(quick):
+    train.train(quick(mode="r1p"))
     with pytest.raises(SystemExit, match="has no memory"):
-        train.main(["explain", quick().output_dir + "2"])
-    with pytest.raises(SystemExit, match="explain: name a run folder"):
+        train.main(["explain", quick().output_dir])
+    with pytest.raises(SystemExit, match="name a run folder"):
         train.main(["explain"])
 
 
