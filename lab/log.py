@@ -101,7 +101,7 @@ class Log:
 
     def step(self, step: int, experience, rewards, source: list[str], stats: dict, seconds: dict, audit: dict,
              drift: dict) -> None:
-        """Log a training step, over the rollouts of all processes; README explains every number."""
+        """Log a training step, over the rollouts of all processes; docs/log.md explains the numbers."""
         rollouts, size = experience.rollouts, self.run.config.group_size
         lengths = (rollouts.mask.sum(1), rollouts.attention_mask.sum(1), rollouts.truncated.float())
         columns = (rewards, *(column.view(-1, size) for column in lengths))  # (B, G) each
