@@ -236,6 +236,7 @@ def train(config: Config) -> dict:
         if due(step, config.checkpoint_every or config.eval_every) or step == config.steps:
             save_checkpoint(run, step, log, audit, drift)
     bar.close()
+    log.end()
     return finish(run, log, audit)
 
 

@@ -179,9 +179,11 @@ def report(results: dict) -> str:
     lines.append(f"labels used         {results['labels_used']} of {results['labels_available']}")
     if results["audit"]:
         audit = {name: "-" if value is None else f"{value:.3f}" for name, value in results["audit"].items()}
+        right = results["audit"].get("right")
         lines.append(f"predicted rewards   accuracy {audit['accuracy']}, precision {audit['precision']}, "
                      f"recall {audit['recall']}, false positives {audit['fp_rate']}, AUC {audit['auc']} "
-                     f"on {results['audit']['rollouts']} rollouts")
+                     f"on {results['audit']['rollouts']} rollouts"
+                     + ("" if right is None else f", {right:.0%} of them right"))
     if results["dropped"]:
         counts = (f"{name}: {n} {why}" for name, reasons in results["dropped"].items()
                   for why, n in reasons.items())

@@ -91,6 +91,26 @@ class Log:
             fits.append(fit | {"kept": next(row["epoch"] for row in history if row["best"])})
         self.write(step, {**(more or {}), "fits": fits})
 
+    def end(self) -> None:
+        """Say so where the run could learn nothing, or learnt something else than to be right."""
+        if not self.run.accelerator.is_main_process:
+            return
+        rows = [json.loads(line) for line in (self.run.folder / "metrics.jsonl").read_text().splitlines()]
+        steps = [row for row in rows if "loss" in row]
+        tenth = max(1, len(steps) // 10)
+        first, last = steps[:tenth], steps[-tenth:]
+        if all(row["groups_without_signal"] == 1 for row in steps):
+            tell("warning: in no step had any group both outcomes, so nothing was learnt")
+        if mean(row["truncated"] for row in last) > 0.5:
+            tell("warning: at the end most responses were cut off at max_response_length "
+                 f"({self.run.config.max_response_length})")
+        early, late = (mean([row["reward/predicted"] or 0.0 for row in part]) for part in (first, last))
+        looks = (self.evaluations[0], self.evaluations[-1])
+        before, after = (look.get("greedy", {"all": 0.0})["all"] for look in looks)
+        if late > early and after < before - 0.05:
+            tell(f"warning: predicted rewards rose from {early:.2f} to {late:.2f} while test accuracy fell "
+                 f"from {before:.2f} to {after:.2f}: it learnt what the rewards pay, not what is right")
+
     def write(self, step: int, row: dict) -> None:
         """One line of metrics.jsonl; the trackers get its numbers."""
         if self.run.accelerator.is_main_process:
@@ -213,7 +233,7 @@ class Tally:
         probabilities, rewards = torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])
         part = metrics(probabilities, rewards, self.threshold)
         part = {name: None if isnan(value) else value for name, value in part.items()}
-        return part | {"rollouts": len(rewards)}
+        return part | {"right": rewards.mean().item(), "rollouts": len(rewards)}
 
 
 class Audit(Tally):

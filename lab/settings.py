@@ -26,6 +26,9 @@ PRESETS = {
         tasks="gsm8k,arc_c,mbpp_plus", train_tasks=20, test_tasks=8, label_ratio=0.4, steps=20,
         batch_size=4, group_size=4, max_prompt_length=256, max_response_length=96, learning_rate=1e-5,
         micro_batch_size=8, eval_every=20, eval_samples=0)}
+REAL = dict(  # of any model but the built-in one, where neither flag nor preset says otherwise
+    max_response_length=512, learning_rate=1e-6, sample_batch_size=64, micro_batch_size=8, neighbors=7,
+    eval_samples=0)
 GROUPS = {  # every setting once, as --help shows them
     "first": "mode label_ratio label_pick memory tasks model steps seed output_dir resume",
     "tasks and models": "preset ood train_tasks test_tasks encoder max_prompt_length max_response_length "
@@ -208,7 +211,7 @@ def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple
               f"{name}: {command} does not read it, only {' and '.join(readers)}")
     parser = make_parser(command, Config, commands)
     config = Config(**vars(parser.parse_args(arguments)))
-    if others := PRESETS[config.preset] | of_run(command, config):  # other defaults, so that flags still win
+    if others := other_defaults(command, config, given):  # so that flags still win
         parser.set_defaults(**{name: value for name, value in others.items() if name in READ_BY[command]})
         config = Config(**others | vars(parser.parse_args(arguments)))
     idle = [name for name in given if name in MEMORY and command == "train" and config.mode != "memreward"]
@@ -216,6 +219,22 @@ def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple
     if not config.resume:
         return command, config
     return command, go_on(config, given, ["resume", "steps", "traceback"] if command == "train" else given)
+
+
+def other_defaults(command: str, config, given: list[str]) -> dict:
+    """What takes the place of Config's defaults: settings of a preset, of a run folder, of a real model, of a
+    short run."""
+    others = {}
+    if command == "train" and config.steps < 50 and config.eval_every:
+        others["test_tasks"] = max(60, 12 * config.steps)  # so that evaluation does not take most of its time
+    if config.model != "builtin" and not (Path(config.model) / "tasks.json").is_file() and not config.resume:
+        real = {name: value for name, value in REAL.items() if name in READ_BY[command]}
+        shown = {name: value for name, value in real.items() if name not in (*given, *PRESETS[config.preset])}
+        if shown:
+            print("settings of a real model, unless given:",
+                  " ".join(f"--{name} {value}" for name, value in shown.items()))
+        others |= real
+    return others | PRESETS[config.preset] | of_run(command, config)
 
 
 def of_run(command: str, config) -> dict:

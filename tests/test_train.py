@@ -14,7 +14,7 @@ import torch
 
 import data
 import train
-from lab import compare, figures, probe, runs, settings
+from lab import compare, figures, log, probe, runs, settings
 from train import Config
 
 ROOT = Path(train.__file__).parent
@@ -447,6 +447,83 @@ def test_rollouts_jsonl_holds_whole_groups_of_the_same_tasks(quick, capsys):
     assert "warm-up     16 groups: " in out and "warning" not in out
 
 
+STEP = {"loss": 0.0, "groups_without_signal": 0.5, "truncated": 0.1, "reward/predicted": 0.5}
+
+
+@pytest.mark.parametrize(
+    "first, last, before, after, warning",
+    [
+        ({}, {}, 0.5, 0.6, None),
+        ({"groups_without_signal": 1}, {"groups_without_signal": 1}, 0.5, 0.5, "nothing was learnt"),
+        ({}, {"groups_without_signal": 1}, 0.5, 0.5, None),
+        ({}, {"truncated": 0.6}, 0.5, 0.6, "cut off at max_response_length (48)"),
+        (
+            {},
+            {"reward/predicted": 0.9},
+            0.5,
+            0.4,
+            "rose from 0.50 to 0.90 while test accuracy fell from 0.50 to 0.40",
+        ),
+        ({"reward/predicted": None}, {"reward/predicted": None}, 0.5, 0.4, None),
+    ],
+)
+def test_the_end_of_a_run_warns(tmp_path, capsys, first, last, before, after, warning):
+    rows = [{"step": 0, "fits": []}, {"step": 1, **STEP, **first}, {"step": 2, **STEP, **last}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main = SimpleNamespace(is_main_process=True)
+    run_log = log.Log(SimpleNamespace(config=Config(), folder=tmp_path, accelerator=main), {})
+    run_log.evaluations = [{"greedy": {"all": accuracy}} for accuracy in (before, after)]
+    run_log.end()
+    out = capsys.readouterr().out
+    assert warning in out and out.count("warning") == 1 if warning else not out
+
+
+@pytest.mark.parametrize(
+    "groups, truncated, warning",
+    [
+        ([[0.0, 1.0], [0.0, 0.0]], 0.5, None),
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0, "every labelled task are wrong"),
+        ([[1.0, 1.0]], 0.0, "every labelled task are right"),
+        ([[1.0, 1.0], [0.0, 0.0]], 0.0, "every labelled task are all right or all wrong"),
+        ([[0.0, 1.0]], 0.7, "70% of the responses are cut off"),
+    ],
+)
+def test_the_warm_up_warns(tmp_path, capsys, groups, truncated, warning):
+    (tmp_path / "metrics.jsonl").write_text("")
+    main = SimpleNamespace(is_main_process=True, log=lambda *rest, **more: None)
+    run_log = log.Log(SimpleNamespace(config=Config(), folder=tmp_path, accelerator=main), {})
+    run_log.warm_up([], groups, truncated)
+    out = capsys.readouterr().out
+    assert out.startswith(f"warm-up     {len(groups)} groups: ")
+    assert (f"warning: {warning}" in out or warning in out) if warning else "warning" not in out
+
+
+def test_a_kind_without_any_label_is_told(quick, tmp_path, capsys):
+    rows = [
+        {"id": f"{name}{i}", "dataset": name, "domain": "math", "question": f"{name} {i}?", "answer": label}
+        for name, label in (("known", "1"), ("new", None))
+        for i in range(16)
+    ]
+    (tmp_path / "few_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    test = [{**row, "id": f"t{row['id']}", "question": f"Test {row['id']}?"} for row in rows[:4]]
+    (tmp_path / "few_test.jsonl").write_text("\n".join(map(json.dumps, test)))
+    train.train(quick(tasks=str(tmp_path / "few_train.jsonl"), steps=1))
+    assert "warning: no math task of new has a label" in capsys.readouterr().out
+
+
+def test_a_real_model_does_not_inherit_the_small_worlds_settings(capsys):
+    _, config = parse(["--model", "some/model", "--learning_rate", "3e-6"])
+    assert (config.max_response_length, config.learning_rate, config.eval_samples) == (512, 3e-6, 0)
+    assert "--max_response_length 512" in (out := capsys.readouterr().out) and "--learning_rate" not in out
+    assert parse(["--preset", "smollm2-135m"])[1].max_response_length == 96
+    assert parse([])[1].max_response_length == 48 and not capsys.readouterr().out
+
+
+def test_evaluation_does_not_take_most_of_a_short_run():
+    assert [parse(["--steps", str(n)])[1].test_tasks for n in (2, 20, 50)] == [60, 240, 600]
+    assert parse(["--steps", "2", "--test_tasks", "70"])[1].test_tasks == 70
+
+
 def test_a_run_without_evaluation(quick):
     results = train.train(quick(steps=3, eval_every=0, checkpoint_every=2))
     assert results["after"].keys() == {"step", "audit", "drift"} and "labels used" in train.report(results)
@@ -802,18 +879,8 @@ def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
 
 
 def test_every_setting_is_read():
-    source = "".join(
-        (ROOT / name).read_text()
-        for name in (
-            "train.py",
-            "memreward.py",
-            "lab/runs.py",
-            "lab/log.py",
-            "lab/compare.py",
-            "lab/probe.py",
-            "lab/settings.py",
-        )
-    )
+    files = [ROOT / "train.py", ROOT / "memreward.py", *(ROOT / "lab").glob("*.py")]
+    source = "".join(path.read_text() for path in files)
     for setting in dataclasses.fields(Config):
         assert re.search(rf"config\.{setting.name}\b", source), setting.name
 
