@@ -29,7 +29,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal
 
-from lab.compare import LABEL_RATIO, VARIANTS, accuracies, averages, compare, report
+from lab.compare import LABEL_RATIO, VARIANTS, compare, report
+from lab.evaluate import evaluate, run_evaluate
 from lab.explain import explain, score
 from lab.figures import plot
 from lab.label_pick import coverage_order, pick
@@ -37,11 +38,9 @@ from lab.log import Audit, Drift, Log, Stopwatch, profile
 from lab.map import draw_map
 from lab.probe import run_probe
 from lab.processes import fit_memory, gather, join, refresh, share
-from lab.runs import Run, finish, load_checkpoint, load_data, open_folder, save_checkpoint, start, write_json
+from lab.runs import Run, finish, load_checkpoint, load_data, open_folder, save_checkpoint, start
 from lab.samples import Samples
-from lab.settings import PRESETS, check, check_json, due, load_plugin, out_of_memory, parse, setting
-
-EVALUATION_BATCH = 128  # tasks sampled at a time
+from lab.settings import PRESETS, check_values, due, load_plugin, out_of_memory, parse, setting
 
 
 @dataclass
@@ -163,25 +162,7 @@ class Config:
             self.features = f"parsed,{more}mean_logprob,min_logprob"
         if self.encoder == "auto":
             self.encoder = "hash" if self.model == "builtin" else "policy"
-        check(self.tasks.strip(), "tasks: names no set; 'world' is the built-in one")
-        check(self.gnn_hidden > 1, f"gnn_hidden: {self.gnn_hidden} must be 2 or more")
-        positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length "
-                    "max_response_length learning_rate updates_per_batch sample_batch_size micro_batch_size "
-                    "max_grad_norm neighbors groups_per_query gnn_layers gnn_networks gnn_learning_rate "
-                    "gnn_epochs gnn_patience keep seeds refit_every")
-        for name in positive.split():
-            check(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
-        check(not self.profile or self.steps >= 5, f"profile: needs 5 steps, steps is {self.steps}")
-        check(0 < self.label_ratio <= 1,
-              f"label_ratio: {self.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")
-        check(self.group_size > 1,
-              f"group_size: {self.group_size} gives no advantage; GRPO compares 2 rollouts or more")
-        for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "drift_fraction"):
-            check(0 <= getattr(self, name) < 1, f"{name}: {getattr(self, name)} is outside [0, 1)")
-        check_json("chat_template_kwargs", self.chat_template_kwargs)
-        for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples", "lr_warmup",
-                     "eval_every", "checkpoint_every", "save_rollouts", "show", "watch"):
-            check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
+        check_values(self)
 
 
 # ----------------------------------------------------------------------------------------------- the training
@@ -389,43 +370,6 @@ def remember(run: Run, experience: Experience, rewards) -> list[tuple]:
     return [(task.id, *tensors) if task.labelled else None for task, *tensors in parts]
 
 
-def evaluate(run: Run, tasks: list) -> dict:
-    """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples at temperature
-    1.
-
-    Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ...}. The names are data sets
-    (domains where there is one set only), "all": the mean over the tasks in domain (the paper's average),
-    "out of domain": over those of --ood, and of several sets beside each "mean of sets".
-    """
-    from tqdm import tqdm
-
-    from data import verify_batch
-    from grpo import sample, uniform_noise
-
-    config, rows, length = run.config, [], run.config.max_response_length
-    several = len({task.dataset for task in tasks}) > 1
-    mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
-    bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10,
-               disable=not run.accelerator.is_main_process)
-    for first in range(0, len(mine), EVALUATION_BATCH):
-        some = mine[first : first + EVALUATION_BATCH]
-        prompts, found = [run.render(task) for task in some], {}
-        for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
-            if size:
-                noise = uniform_noise(0, 0, [task.id for task in some], size, length)
-                texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
-                               config.sample_batch_size, run.stop).texts
-                rewards = verify_batch([task for task in some for _ in range(size)], texts)
-                found[name] = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
-        rows += [(task.dataset if several else task.domain, *scores)
-                 for task, *scores in zip(some, *found.values())]
-        bar.update(len(some))
-    bar.close()
-    names, *columns = zip(*sorted(gather(run, rows)))
-    outside = set(names) - run.inside if several else set()
-    return averages(names, dict(zip(found, columns)), outside, several)
-
-
 # ------------------------------------------------------------------------------------------- the command line
 
 
@@ -434,26 +378,6 @@ def run_train(config: Config) -> None:
     results = train(config)
     if os.environ.get("RANK", "0") == "0":
         print("\n" + report(results))
-
-
-def evaluate_model(config: Config) -> dict:
-    """Test accuracy of the model that config.model names: a run, a checkpoint or any causal LM. See
-    `evaluate`."""
-    run = start(config, training=False)
-    _, test = load_data(run, training=False)
-    scores = evaluate(run, test)
-    if run.accelerator.is_main_process and config.output_dir:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        found = {"model": config.model, "dropped": run.dropped, **scores}
-        write_json(Path(config.output_dir) / "evaluation.json", found)
-    return scores
-
-
-def run_evaluate(config: Config) -> None:
-    """`python train.py evaluate --model CHECKPOINT`: a table of test accuracy."""
-    scores = evaluate_model(config)
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(accuracies({"": scores})))
 
 
 COMMANDS = {  # what each does, and the function that does it

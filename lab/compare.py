@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections import Counter
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -128,26 +127,6 @@ def differences(by_row: dict[str, dict[int, dict]]) -> list[str]:
             mine, best = (sum(score(by_row[name][seed]) for seed in both) for name in (ours, "oracle"))
             lines.append(f"{f'{ours} / oracle':<32}{100 * mine / best:12.1f} %")
     return lines
-
-
-def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
-    """The table that `evaluate` returns, of a name and scores (greedy, sampled) for each task."""
-    counts = Counter(names)
-    averaged = {"all": [name for name in counts if name not in outside]}
-    if outside:
-        averaged["out of domain"] = [name for name in counts if name in outside]
-    table: dict = {"tasks": dict(counts)}
-    for title, sets in averaged.items():
-        table["tasks"][title] = sum(counts[name] for name in sets)
-    for kind, values in columns.items():
-        scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in counts}
-        table[kind] = dict(scores)
-        for title, sets in averaged.items():
-            total = sum(counts[name] * scores[name] for name in sets)
-            table[kind][title] = total / table["tasks"][title]
-            if several and len(sets) > 1:
-                table[kind][f"{title}, mean of sets"] = mean(scores[name] for name in sets)
-    return table
 
 
 def accuracies(columns: dict[str, dict]) -> list[str]:

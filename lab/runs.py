@@ -21,7 +21,7 @@ from lab.processes import gather, refresh, tell, whole_weights
 from lab.settings import check, due
 
 ROOT = Path(__file__).resolve().parents[1]
-METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py")
+METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py", "lab/evaluate.py", "lab/label_pick.py")
 
 
 @dataclass
@@ -378,8 +378,8 @@ def finish(run, log, audit) -> dict:
 
 
 def version(root: Path = ROOT) -> str:
-    """A short name of the method's code: a hash of the syntax trees of its files, so that neither comments
-    nor docstrings nor the layout of lines count."""
+    """A short name of the method's code: a hash of the syntax trees of METHOD and of support/, so that
+    neither comments nor docstrings nor the layout of lines count."""
 
     def shape(node) -> object:
         if isinstance(node, list):
@@ -392,7 +392,8 @@ def version(root: Path = ROOT) -> str:
             parts["body"] = parts["body"][1:]
         return [type(node).__name__, *((name, shape(value)) for name, value in parts.items())]
 
-    trees = [shape(ast.parse((root / name).read_text())) for name in METHOD]
+    files = [*(root / name for name in METHOD), *sorted((root / "support").glob("*.py"))]
+    trees = [shape(ast.parse(path.read_text(encoding="utf-8"))) for path in files]
     return hashlib.sha256(repr(trees).encode()).hexdigest()[:12]
 
 

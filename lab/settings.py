@@ -87,6 +87,29 @@ def check_json(name: str, text: str) -> None:
     check(fine, f'{name}: {text} is no JSON object such as {{"enable_thinking": false}}')
 
 
+def check_values(config) -> None:
+    """Raise ValueError, which names the setting, where a value makes no sense."""
+    check(config.tasks.strip(), "tasks: names no set; 'world' is the built-in one")
+    check(config.gnn_hidden > 1, f"gnn_hidden: {config.gnn_hidden} must be 2 or more")
+    positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length "
+                "max_response_length learning_rate updates_per_batch sample_batch_size micro_batch_size "
+                "max_grad_norm neighbors groups_per_query gnn_layers gnn_networks gnn_learning_rate "
+                "gnn_epochs gnn_patience keep seeds refit_every")
+    for name in positive.split():
+        check(getattr(config, name) > 0, f"{name}: {getattr(config, name)} must be above 0")
+    check(not config.profile or config.steps >= 5, f"profile: needs 5 steps, steps is {config.steps}")
+    check(0 < config.label_ratio <= 1,
+          f"label_ratio: {config.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")
+    check(config.group_size > 1,
+          f"group_size: {config.group_size} gives no advantage; GRPO compares 2 rollouts or more")
+    for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "drift_fraction"):
+        check(0 <= getattr(config, name) < 1, f"{name}: {getattr(config, name)} is outside [0, 1)")
+    check_json("chat_template_kwargs", config.chat_template_kwargs)
+    for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples", "lr_warmup",
+                 "eval_every", "checkpoint_every", "save_rollouts", "show", "watch"):
+        check(getattr(config, name) >= 0, f"{name}: {getattr(config, name)} must not be negative")
+
+
 def due(step: int, interval: int) -> bool:
     """Is it time for what happens every so many steps? 0: never.
 

@@ -18,6 +18,7 @@ import data
 import grpo
 import memreward
 import train
+from lab.evaluate import evaluate_model
 from lab.runs import load_policy, render
 
 MODELS = Path(os.environ.get("MEMREWARD_MODELS", "no-models"))
@@ -120,7 +121,7 @@ def test_a_short_run(tmp_path, encoder):
         )
     )
     assert results["after"]["tasks"]["all"] > 0 and results["audit"]["rollouts"] > 0
-    again = train.evaluate_model(
+    again = evaluate_model(
         train.Config(
             model=str(tmp_path / "run"),
             tasks=str(tmp_path / "sums.jsonl"),

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from data import Task, load_splits, verify_batch
-from verifiers import question_key
+from support.answers import question_key
 
 SCRIPT = ROOT / "assets" / "make_short.py"
 NAMES = "short_train", "short_test", "short_ood_test"

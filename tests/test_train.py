@@ -15,6 +15,7 @@ import torch
 import data
 import train
 from lab import compare, figures, log, probe, runs, settings
+from lab.evaluate import evaluate_model
 from train import Config
 
 ROOT = Path(train.__file__).parent
@@ -156,16 +157,25 @@ def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
 
 
 def test_the_version_is_of_code_not_of_comments(tmp_path):
-    code = {name: 'def f(x):\n    """What."""\n    return x + 1\n' for name in runs.METHOD}
-    same = code | {"gnn.py": "# Why.\ndef f(x):\n    return (x +\n            1)\n"}
-    other = code | {"gnn.py": 'def f(x):\n    """What."""\n    return x + 2\n'}
+    text = '"""Doc."""\n\n\ndef f(x):\n    """What."""\n    return x + 1\n'
+    code = dict.fromkeys((*runs.METHOD, "support/answers.py", "support/world.py", "README.md", "lab/figures.py"), text)
+    silent = "# Why.\ndef f(x):\n    return (x +\n            1)\n"
+    changes = [{}, {"gnn.py": silent, "support/answers.py": silent}, {"README.md": "", "lab/figures.py": ""}]
+    changes += [{name: text.replace("1", "2")} for name in ("gnn.py", "lab/evaluate.py", "support/world.py")]
     names = []
-    for number, files in enumerate((code, same, other)):
-        (tmp_path / str(number)).mkdir()
-        for name, text in files.items():
-            (tmp_path / str(number) / name).write_text(text)
+    for number, change in enumerate(changes):
+        for name, content in (code | change).items():
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
         names.append(runs.version(tmp_path / str(number)))
-    assert names[0] == names[1] != names[2] and len(names[0]) == 12
+    assert names[0] == names[1] == names[2] and len(set(names)) == 4 and len(names[0]) == 12
+
+
+def test_the_version_covers_all_that_decides_what_is_learnt():
+    needed = "answers sandbox packing traits calibration coverage encoders world jsonl benchmarks".split()
+    assert {f"{name}.py" for name in needed} <= {path.name for path in (ROOT / "support").glob("*.py")}
+    assert {path.name for path in ROOT.glob("*.py")} <= set(runs.METHOD)
 
 
 def test_comparison_arithmetic():
@@ -654,7 +664,7 @@ def test_bf16_samples_from_a_copy_with_the_newest_weights(quick):
     results = train.train(quick(mode="oracle", precision="bf16", steps=3))
     start, end = weights(ROOT / "assets"), weights(quick().output_dir)
     assert max((start[name].float() - end[name].float()).abs().max() for name in start) > 1e-4
-    again = train.evaluate_model(quick(model=quick().output_dir, precision="bf16", output_dir=None))
+    again = evaluate_model(quick(model=quick().output_dir, precision="bf16", output_dir=None))
     assert again["greedy"] == results["after"]["greedy"]
 
 
@@ -871,7 +881,7 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
 def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
     results = train.train(quick(mode="oracle", steps=4, eval_every=2))
     for place, step in (("", 4), ("policy", 4), ("checkpoints/000002", 2), ("checkpoints/000004", 4)):
-        found = train.evaluate_model(quick(model=str(Path(quick().output_dir) / place), output_dir=None))
+        found = evaluate_model(quick(model=str(Path(quick().output_dir) / place), output_dir=None))
         (expected,) = (e for e in results["evaluations"] if e["step"] == step)
         assert {kind: found[kind] for kind in ("greedy", "sampled")} == {
             kind: expected[kind] for kind in ("greedy", "sampled")

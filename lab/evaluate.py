@@ -1,0 +1,89 @@
+"""Test accuracy by the verifier: of a run while it trains, and of any model by `python train.py evaluate`."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+
+from lab.compare import accuracies
+from lab.processes import gather, share
+from lab.runs import Run, load_data, start, write_json
+
+BATCH = 128  # tasks sampled at a time
+
+
+def evaluate(run: Run, tasks: list) -> dict:
+    """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples at temperature
+    1.
+
+    Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ...}. The names are data sets
+    (domains where there is one set only), "all": the mean over the tasks in domain (the paper's average),
+    "out of domain": over those of --ood, and of several sets beside each "mean of sets".
+    """
+    from tqdm import tqdm
+
+    from data import verify_batch
+    from grpo import sample, uniform_noise
+
+    config, rows, length = run.config, [], run.config.max_response_length
+    several = len({task.dataset for task in tasks}) > 1
+    mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
+    bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10,
+               disable=not run.accelerator.is_main_process)
+    for first in range(0, len(mine), BATCH):
+        some = mine[first : first + BATCH]
+        prompts, found = [run.render(task) for task in some], {}
+        for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
+            if size:
+                noise = uniform_noise(0, 0, [task.id for task in some], size, length)
+                texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
+                               config.sample_batch_size, run.stop).texts
+                rewards = verify_batch([task for task in some for _ in range(size)], texts)
+                found[name] = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
+        rows += [(task.dataset if several else task.domain, *scores)
+                 for task, *scores in zip(some, *found.values())]
+        bar.update(len(some))
+    bar.close()
+    names, *columns = zip(*sorted(gather(run, rows)))
+    outside = set(names) - run.inside if several else set()
+    return averages(names, dict(zip(found, columns)), outside, several)
+
+
+def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
+    """The table that `evaluate` returns, of a name and scores (greedy, sampled) for each task."""
+    counts = Counter(names)
+    averaged = {"all": [name for name in counts if name not in outside]}
+    if outside:
+        averaged["out of domain"] = [name for name in counts if name in outside]
+    table: dict = {"tasks": dict(counts)}
+    for title, sets in averaged.items():
+        table["tasks"][title] = sum(counts[name] for name in sets)
+    for kind, values in columns.items():
+        scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in counts}
+        table[kind] = dict(scores)
+        for title, sets in averaged.items():
+            total = sum(counts[name] * scores[name] for name in sets)
+            table[kind][title] = total / table["tasks"][title]
+            if several and len(sets) > 1:
+                table[kind][f"{title}, mean of sets"] = mean(scores[name] for name in sets)
+    return table
+
+
+def evaluate_model(config) -> dict:
+    """Test accuracy of the model that config.model names: a run, a checkpoint or any causal LM. See
+    `evaluate`."""
+    run = start(config, training=False)
+    _, test = load_data(run, training=False)
+    scores = evaluate(run, test)
+    if run.accelerator.is_main_process and config.output_dir:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        found = {"model": config.model, "dropped": run.dropped, **scores}
+        write_json(Path(config.output_dir) / "evaluation.json", found)
+    return scores
+
+
+def run_evaluate(config) -> None:
+    """`python train.py evaluate --model CHECKPOINT`: a table of test accuracy."""
+    scores = evaluate_model(config)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(accuracies({"": scores})))
