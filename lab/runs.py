@@ -21,7 +21,8 @@ from lab.processes import gather, refresh, tell, whole_weights
 from lab.settings import check, due
 
 ROOT = Path(__file__).resolve().parents[1]
-METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py", "lab/evaluate.py", "lab/label_pick.py")
+METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py",
+          "lab/evaluate.py", "lab/label_pick.py", "lab/processes.py")
 
 
 @dataclass

@@ -158,7 +158,8 @@ def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
 
 def test_the_version_is_of_code_not_of_comments(tmp_path):
     text = '"""Doc."""\n\n\ndef f(x):\n    """What."""\n    return x + 1\n'
-    code = dict.fromkeys((*runs.METHOD, "support/answers.py", "support/world.py", "README.md", "lab/figures.py"), text)
+    others = "support/answers.py", "support/world.py", "README.md", "lab/figures.py"
+    code = dict.fromkeys((*runs.METHOD, *others), text)
     silent = "# Why.\ndef f(x):\n    return (x +\n            1)\n"
     changes = [{}, {"gnn.py": silent, "support/answers.py": silent}, {"README.md": "", "lab/figures.py": ""}]
     changes += [{name: text.replace("1", "2")} for name in ("gnn.py", "lab/evaluate.py", "support/world.py")]
