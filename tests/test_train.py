@@ -617,6 +617,40 @@ def test_plugins_that_fail_say_so(tmp_path, monkeypatch, code, message):
         )
 
 
+def test_a_plugin_is_stored_with_the_run(tmp_path, monkeypatch, capsys):
+    """A kind of task of one's own is known to whatever reads the run folder later."""
+    (tmp_path / "mine.py").write_text(PLUGIN.format(verifier="lambda response, answer: 1.0"))
+    rows = [{"id": str(i), "domain": "shout", "question": f"Shout {i}.", "answer": "A"} for i in range(20)]
+    (tmp_path / "shout.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(data, "VERIFIERS", dict(data.VERIFIERS))
+    monkeypatch.setattr(data, "INSTRUCTIONS", dict(data.INSTRUCTIONS))
+    folder, known = str(tmp_path / "run"), (dict(data.VERIFIERS), dict(data.INSTRUCTIONS))
+    arguments = ["--plugin", str(tmp_path / "mine.py"), "--tasks", str(tmp_path / "shout.jsonl")]
+    small = (
+        "--steps 1 --batch_size 2 --group_size 2 --mode r1p --eval_samples 0 --max_response_length 8".split()
+    )
+    train.main([*arguments, *small, "--output_dir", folder])
+    data.VERIFIERS, data.INSTRUCTIONS = known
+    train.main(["evaluate", "--model", folder])
+    assert capsys.readouterr().out.count("1.000") >= 2
+
+
+def test_system_message_and_settings_of_the_chat_template():
+    class Tokenizer:
+        chat_template, bos_token = "yes", "<s>"
+
+        def apply_chat_template(self, messages, **settings):
+            return messages, settings
+
+    task = data.Task("1", "t", "math", "6 * 7?")
+    messages, given = runs.render(Tokenizer(), task, "Be short.", {"enable_thinking": False})
+    assert messages[0] == {"role": "system", "content": "Be short."} and messages[1]["role"] == "user"
+    assert given == {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    Tokenizer.chat_template = None
+    assert runs.render(Tokenizer(), task, "Be short.").startswith("<s>Be short.\n6 * 7?")
+    assert runs.render(Tokenizer(), task).startswith("<s>6 * 7?")
+
+
 def test_out_of_memory_is_one_line(monkeypatch):
     def train_step(*arguments):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
