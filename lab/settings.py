@@ -25,7 +25,16 @@ PRESETS = {
         model="HuggingFaceTB/SmolLM2-135M-Instruct", encoder="sentence-transformers/all-MiniLM-L6-v2",
         tasks="gsm8k,arc_c,mbpp_plus", train_tasks=20, test_tasks=8, label_ratio=0.4, steps=20,
         batch_size=4, group_size=4, max_prompt_length=256, max_response_length=96, learning_rate=1e-5,
-        micro_batch_size=8, eval_every=20, eval_samples=0)}
+        micro_batch_size=8, eval_every=20, eval_samples=0),
+    "smollm2-short": dict(  # tasks that it can learn, made by: python assets/make_short.py short
+        model="HuggingFaceTB/SmolLM2-135M-Instruct", encoder="sentence-transformers/all-MiniLM-L6-v2",
+        tasks="short/short_train.jsonl", ood="short/short_ood_test.jsonl", train_tasks=420, test_tasks=210,
+        temperature=0.7, max_prompt_length=128, max_response_length=32, learning_rate=2e-5, steps=30,
+        batch_size=8, group_size=6, micro_batch_size=12, sample_batch_size=48, eval_every=30, eval_samples=0),
+    "own-24gb": dict(  # your own --tasks on one GPU of 24 GB
+        model="Qwen/Qwen2.5-0.5B-Instruct", label_pick="coverage", gradient_checkpointing=True, batch_size=32,
+        max_prompt_length=512, max_response_length=512, learning_rate=1e-6, micro_batch_size=8,
+        sample_batch_size=64, neighbors=7, eval_samples=0)}
 REAL = dict(  # of any model but the built-in one, where neither flag nor preset says otherwise
     max_response_length=512, learning_rate=1e-6, sample_batch_size=64, micro_batch_size=8, neighbors=7,
     eval_samples=0)
