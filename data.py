@@ -9,9 +9,7 @@ instruction in INSTRUCTIONS and a function in VERIFIERS.
 
 import itertools
 import random
-import re
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +19,9 @@ from tqdm import tqdm
 
 from support import benchmarks, world
 from support.answers import after_thought, equal_math, final_choice, final_math, math_key, question_key
-from support.benchmarks import CUT_BY_HASH, LETTERS, OUT_OF_DOMAIN, STREAMED, reach_hub
-from support.jsonl import json_lines, letter_of, written
-from support.sandbox import code_key, find_program, parse_code, run_programs, signatures, with_context
-
-__all__ = [
-    "BENCHMARKS", "CUT_BY_HASH", "INSTRUCTIONS", "OUT_OF_DOMAIN", "VERIFIERS", "Task", "answer_key",
-    "extract_code", "hide_labels", "load_splits", "load_tasks", "make_prompt", "parse_code", "reach_hub",
-    "small_world", "spend_labels", "split_response", "verify", "verify_batch", "verify_code",
-    "verify_math", "verify_qa"]
+from support.benchmarks import LETTERS, STREAMED
+from support.jsonl import file_rows, task_rows
+from support.sandbox import code_key, find_program, name_functions, run_programs, with_context
 
 
 @dataclass(frozen=True)
@@ -262,21 +254,6 @@ BENCHMARKS = {name: benchmark._replace(task=_task_of(benchmark.task))
               for name, benchmark in benchmarks.BENCHMARKS.items()}
 
 
-def name_functions(task: Task) -> Task:
-    """A code question that does not name what its tests call gets the signatures, in plain words.
-
-    It happens before labels are hidden, so that the prompt is the same with and without them.
-
-    >>> name_functions(Task("", "", "code", "Add two numbers.", tests=("assert add(1, 2) == 3",))).question
-    'Add two numbers.\\nDefine add(a, b).'
-    """
-    if task.domain != "code" or not task.tests:
-        return task
-    named = {name for pair in re.findall(r"(\w+)\s*\(|\bclass\s+(\w+)", task.question) for name in pair}
-    missing = [call for name, call in signatures(task.tests, task.answer or "").items() if name not in named]
-    return replace(task, question=f"{task.question}\nDefine {', '.join(missing)}.") if missing else task
-
-
 def _names(names: str) -> list[str]:
     """Those of a comma-separated list, each once."""
     found = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
@@ -298,26 +275,11 @@ def _rows(name: str, split: str, limit: int | None, seed: int) -> list[Task | st
     if name in BENCHMARKS:
         if name in STREAMED and limit is None:
             raise ValueError(f"tasks: {name} is streamed and needs a limit, in the paper 750 and 450")
-        rows = (row if isinstance(row, str) else Task(**row) for row in benchmarks.hub_rows(name, split))
-        return rows if name in STREAMED else list(rows)
-    return _file_rows(Path(name), split)
-
-
-def _file_rows(path: Path, split: str) -> list[Task | str]:
-    """One part of a JSONL file. A task without a label can be trained on and cannot test anything."""
-    if pair := re.fullmatch(r"(.*)_(?:train|test)", path.stem):
-        path = path.with_name(f"{pair[1]}_{split}.jsonl")
-    rows = []
-    for task in read_jsonl(path):
-        trains = not task.labelled or zlib.crc32(task.id.encode()) % 10 < 7
-        if not pair and trains != (split == "train"):
-            continue
-        if split == "test" and not task.labelled:
-            rows.append("no label to test with")
-        else:
-            named = task.id.startswith(task.dataset)
-            rows.append(task if named else replace(task, id=f"{path.stem}/{task.id}"))
-    return rows
+        found = benchmarks.hub_rows(name, split)
+    else:
+        found = file_rows(Path(name), split, _domains())
+    rows = (row if isinstance(row, str) else Task(**row) for row in found)
+    return rows if name in STREAMED else list(rows)
 
 
 def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator[Task]:
@@ -334,6 +296,13 @@ def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator
             yield row
 
 
+def _named(task: Task) -> Task:
+    """A code task whose question names what its tests call, with and without its label."""
+    if task.domain != "code" or not task.tests:
+        return task
+    return replace(task, question=name_functions(task.question, task.tests, task.answer or ""))
+
+
 def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,
           dropped: Counter) -> list[Task]:
     """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests."""
@@ -346,7 +315,7 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
             passed = verify_batch(checked, [task.answer for task in checked])
             failed = {task.id for task, reward in zip(checked, passed) if not reward}
             dropped["reference fails its tests"] += len(failed)
-            kept += [name_functions(task) for task in chunk if task.id not in failed]
+            kept += [_named(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))
     if not kept:
         left = f" left: {dict(+dropped)}" if +dropped else ""
@@ -424,62 +393,10 @@ def load_splits(
     return train, test, {name: dict(+reasons) for name, reasons in dropped.items() if +reasons}
 
 
-def _to_task(row: dict, dataset: str) -> Task:
-    """A line of a JSONL file as a task; ValueError says what is wrong with it."""
-    choices, tests, answer = tuple(row.get("choices") or ()), tuple(row.get("tests") or ()), row.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = written(answer)
-    dataset = row.get("dataset") or dataset
-    task = Task(row["id"], dataset, row["domain"], row["question"], choices or None, answer, tests or None)
-    texts = [task.id, task.question, "" if answer is None else answer, *choices, *tests]
-    lists = all(not isinstance(row.get(name), str) for name in ("choices", "tests"))
-    if not lists or not all(isinstance(text, str) for text in texts):
-        raise ValueError("id, question, answer and all choices and tests must be strings (answer: or number)")
-    if task.domain not in VERIFIERS.keys() & INSTRUCTIONS.keys():
-        raise ValueError(f"domain {task.domain!r} is not one of {', '.join(VERIFIERS)}; one of your own "
-                         f"stands in data.VERIFIERS and data.INSTRUCTIONS first")
-    if len(choices) > len(LETTERS):
-        raise ValueError(f"{len(choices)} choices are more than the {len(LETTERS)} that have letters, A to J")
-    if task.domain == "qa" and answer is not None:
-        if not choices and answer.strip() not in tuple(LETTERS):
-            raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give "
-                             f"choices, or a domain of your own for free text")
-        return replace(task, answer=letter_of(answer, choices) if choices else answer.strip())
-    return task
+def _domains() -> list[str]:
+    return [name for name in VERIFIERS if name in INSTRUCTIONS]
 
 
 def read_jsonl(path: Path) -> list[Task]:
-    """Read tasks from a JSONL file, one object a line; errors name the file and the line.
-
-    A task's dataset is the name of its file, without _train or _test, unless the line says another. The label
-    of a multiple-choice task may be a letter, a number from 1, or the text of one choice; a letter is stored.
-    """
-    tasks: dict[str, Task] = {}
-    for number, row in json_lines(path):
-        try:
-            task = _to_task(row, re.sub("_(train|test)$", "", path.stem))
-            if task.id in tasks:
-                raise ValueError(f"the id {task.id!r} stands there a second time")
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: no task with id, domain and question ({error!r})") from None
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        tasks[task.id] = task
-    return list(tasks.values())
-
-
-def read_rollouts(path: Path) -> tuple[list[Task], list[str], list[float]]:
-    """B tasks, and B*G responses and rewards, of a JSONL file whose lines also hold `rollouts`.
-
-    Beside a task's fields a line has `"rollouts": [{"response": text, "reward": 0 or 1}, ...]`.
-    """
-    tasks = read_jsonl(path)
-    groups = [row.get("rollouts") for _, row in json_lines(path)]
-    try:
-        pairs = [(str(one["response"]), float(one["reward"])) for group in groups for one in group]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'rollouts: {path}: every line needs "rollouts": [{{"response": text, "reward": 0 '
-                         f"or 1}}, ...], one has {error!r}") from None
-    if not pairs or len({len(group) for group in groups}) > 1 or {reward for _, reward in pairs} - {0.0, 1.0}:
-        raise ValueError(f"rollouts: {path}: wanted equally many rollouts in every line, rewards of 0 or 1")
-    return tasks, *map(list, zip(*pairs, strict=True))
+    """The tasks of a JSONL file, one object a line: see `support.jsonl.task_rows`."""
+    return [Task(**fields) for fields in task_rows(path, _domains())]

@@ -40,7 +40,7 @@ from torch import Tensor
 from support import selfcheck
 from support.answers import opened_thought
 from support.packing import batches_of_prompts, by_length, forward_responses, same_prompts
-from support.traits import choose_rows, position_limit, positions, reading, takes_padding
+from support.traits import choose_rows, eos_ids, positions, read_prompts, reading, takes_padding
 
 
 @dataclass
@@ -70,17 +70,6 @@ def uniform_noise(seed: int, step: int, keys: list[str], group_size: int, length
     streams = (np.random.default_rng([seed, step, crc32(key.encode()), g])
                for key in keys for g in range(group_size))
     return torch.from_numpy(np.stack([stream.random(length, dtype=np.float32) for stream in streams]))
-
-
-def eos_ids(model, tokenizer) -> list[int]:
-    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
-    models often have several)."""
-    config = getattr(model, "generation_config", None)
-    ids = getattr(config, "eos_token_id", None)
-    ids = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
-    if ids == {None}:
-        raise ValueError("model: neither tokenizer nor generation config names an EOS token")
-    return sorted(ids - {None})
 
 
 def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -163,20 +152,6 @@ def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens
     return Rollouts(ids, attention_mask, mask, logprobs, texts, ~(by_eos | by_text))
 
 
-def read_prompts(model, tokenizer, prompts: list[str], room: int, pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (B, P) of the prompts, padded on the left. Raises as `sample` says."""
-    prompt_ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-    lengths = [len(ids) for ids in prompt_ids]
-    limit = position_limit(model)
-    if min(lengths) == 0:
-        raise ValueError(f"prompts: number {lengths.index(0)} is empty, at least one token is needed")
-    if max(lengths) + room > limit:
-        raise ValueError(f"max_new_tokens: the longest prompt ({max(lengths)} tokens) plus {room} "
-                         f"new tokens exceed the model's {limit} positions")
-    ids = torch.tensor([[pad] * (max(lengths) - len(row)) + row for row in prompt_ids], device=model.device)
-    return ids, torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths], device=model.device)
-
-
 def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor, noise: Tensor,
            temperature: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Decode n = b*G rows with a key-value cache; yields for every position t the rows still running (m,),
@@ -217,25 +192,6 @@ def check_policy(model, tokenizer, longest: int | None = None) -> None:
     lies beyond is not looked at. A model that draws at random in training mode is refused, too.
     """
     selfcheck.check(model, tokenizer, sample, forward_responses, longest)
-
-
-def tokenize_rollouts(tokenizer, prompts: list[str], texts: list[str]) -> Rollouts:
-    """What others wrote as Rollouts: B prompts and B*G responses, each closed by EOS; without
-    log-probabilities."""
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    asked = [ids for ids in encode(prompts) for _ in range(len(texts) // len(prompts))]
-    written = [ids + eos for ids in encode(texts)]
-    left, right = max(map(len, asked)), max(map(len, written))
-    pairs = list(zip(asked, written, strict=True))
-    ids = [[0] * (left - len(p)) + p + r + [0] * (right - len(r)) for p, r in pairs]
-    seen = [[0] * (left - len(p)) + [1] * len(p + r) + [0] * (right - len(r)) for p, r in pairs]
-    mask = torch.tensor(seen)[:, left:].float()
-    whole = torch.zeros(len(texts), dtype=torch.bool)
-    return Rollouts(torch.tensor(ids), torch.tensor(seen), mask, torch.zeros_like(mask), texts, whole)
 
 
 # --------------------------------------------------------------------------------- log-probabilities and loss

@@ -2,7 +2,6 @@
 verified."""
 
 import ast
-import functools
 import math
 import os
 import re
@@ -13,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import LETTERS, Task, extract_code, parse_code, reach_hub, split_response, verify_batch
+from data import Task, extract_code, split_response, verify_batch
 from gnn import Groups, RewardGNN, RewardMLP, fit, fold_ids, same_rollouts, seeded, similarity_edges
+from support.answers import LETTERS
 from support.calibration import calibrate
-from support.encoders import hash_group, load_encoder, signature
+from support.encoders import make_embedder, mentions, signature
+from support.sandbox import parse_code
 
 
 class ExperienceMemory:
@@ -261,62 +262,16 @@ def make_encoder(name: str, tokenizer, device="cpu") -> Encoder:
     sentence-transformers/all-MiniLM-L6-v2. `tokenizer` is the policy's. What cannot be used raises
     ValueError.
     """
-    if name == "hash":
-        return hash_encoder
-    if name == "policy":
-        return functools.partial(policy_encoder, tokenizer)
-    reach_hub(name)
-    return functools.partial(text_encoder, load_encoder(name, device))
+    embed = make_embedder(name, tokenizer, device)
 
+    def encode(tasks: Sequence[Task], rollouts, hidden: Tensor | None = None) -> tuple[Tensor, ...]:
+        size = len(rollouts.texts) // len(tasks)
+        questions = [(task.question, task.choices or ()) for task in tasks]
+        parts = [[split_response(text, task.domain, task.choices)
+                  for text in rollouts.texts[b * size : (b + 1) * size]] for b, task in enumerate(tasks)]
+        return embed(questions, parts, rollouts, hidden)
 
-def parts_of(tasks: Sequence[Task], rollouts) -> list[list[tuple[str, str]]]:
-    """Thinking and answer of every rollout, B lists of G pairs."""
-    size = len(rollouts.texts) // len(tasks)
-    return [[split_response(text, task.domain, task.choices)
-             for text in rollouts.texts[b * size : (b + 1) * size]] for b, task in enumerate(tasks)]
-
-
-def hash_encoder(tasks: Sequence[Task], rollouts, hidden: Tensor | None = None
-                 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed counts of hashed 1- to 3-grams, with names and numbers called by their place, so that the same
-    reasoning about other things looks the same."""
-    groups = [hash_group(task.question, task.choices or (), parts)
-              for task, parts in zip(tasks, parts_of(tasks, rollouts), strict=True)]
-    return tuple(torch.stack(part) for part in zip(*groups, strict=True))
-
-
-def text_encoder(encode, tasks: Sequence[Task], rollouts, hidden: Tensor | None = None
-                 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a sentence encoder makes of questions (with their choices), thinkings and answers."""
-    pairs = [pair for group in parts_of(tasks, rollouts) for pair in group]
-    texts = [" ".join([task.question, *(task.choices or ())]) for task in tasks]
-    vectors = encode(texts + [part for pair in pairs for part in pair])  # (B + 2*B*G, d)
-    queries, both = vectors[: len(tasks)], vectors[len(tasks) :].unflatten(0, (len(tasks), -1, 2))
-    return queries, both[:, :, 0], both[:, :, 1]
-
-
-def policy_encoder(tokenizer, tasks: Sequence[Task], rollouts, hidden: Tensor
-                   ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of the reference policy's last hidden states (N, P+T, d) over the tokens of query, thinking and
-    answer. The thinking's tokens are counted by tokenizing it once more."""
-    size, length = len(rollouts.texts) // len(tasks), rollouts.mask.shape[1]
-    thinkings = [thinking for group in parts_of(tasks, rollouts) for thinking, _ in group]
-
-    def tokens(texts: Sequence[str]) -> Tensor:  # N texts -> how many tokens each has (N,)
-        counts = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-        return torch.tensor(counts, device=hidden.device)
-
-    count = tokens(thinkings)
-    if any(text.startswith("<") for text in rollouts.texts):  # the prompt's tag is none of its tokens
-        count = count - (tokens(rollouts.texts) - rollouts.mask.sum(1).long()).clamp(min=0)
-    is_thinking = torch.arange(length, device=hidden.device) < count[:, None]  # (N, T)
-
-    def mean(states: Tensor, mask: Tensor) -> Tensor:  # (n, L, d), (n, L) -> (n, d)
-        return F.normalize((states * mask[..., None]).sum(1), dim=-1)
-
-    queries = mean(hidden[::size, :-length], rollouts.attention_mask[::size, :-length])
-    parts = [mean(hidden[:, -length:], rollouts.mask * part) for part in (is_thinking, ~is_thinking)]
-    return queries, *(part.unflatten(0, (len(tasks), size)) for part in parts)
+    return encode
 
 
 # -------------------------------------------------------------------------------------- features of an answer
@@ -381,16 +336,6 @@ def group_features(task: Task, texts: Sequence[str], keys: Sequence[str | None])
         rows.append([magnitude, key is not None, key is not None and key == most, counts[key] / len(keys),
                      overlap, coverage, is_sound(task, texts[g], key)])
     return rows
-
-
-def mentions(text: str) -> set[str]:
-    """The words and numbers of a text, numbers without thousands commas and trailing zeros.
-
-    >>> sorted(mentions("2 boxes cost $1,200.50"))
-    ['1200.5', '2', 'boxes', 'cost']
-    """
-    words = re.findall(r"\d+(?:\.\d+)?|[^\W\d]\w*", re.sub(r"(?<=\d),(?=\d{3})", "", text))
-    return {re.sub(r"\.?0*$", "", word) if "." in word else word for word in words}
 
 
 def is_sound(task: Task, response: str, key: str | None) -> bool:

@@ -131,7 +131,7 @@ def differences(by_row: dict[str, dict[int, dict]]) -> list[str]:
 
 def accuracies(columns: dict[str, dict]) -> list[str]:
     """A table of test accuracy: a line for each data set (or domain) and average, columns {title: scores}."""
-    from data import CUT_BY_HASH
+    from support.benchmarks import CUT_BY_HASH
 
     last = list(columns.values())[-1]
     kinds = [kind for kind in ("greedy", "sampled") if kind in last]

@@ -146,7 +146,8 @@ def score_task(run: Run, task, responses: list[str]) -> list[dict]:
 
     from data import answer_key
     from gnn import Groups
-    from grpo import forward_responses, tokenize_rollouts
+    from grpo import forward_responses
+    from lab.rollouts import tokenize_rollouts
     from memreward import answer_features
 
     config = run.config

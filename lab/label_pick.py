@@ -23,7 +23,8 @@ def embed_queries(run: Run, tasks: list):
     """The encoder's embeddings of the tasks' questions (n, d)."""
     import torch
 
-    from grpo import forward_responses, tokenize_rollouts
+    from grpo import forward_responses
+    from lab.rollouts import tokenize_rollouts
 
     queries, size = [], 128
     for first in range(0, len(tasks), size):

@@ -52,7 +52,8 @@ def run_probe(config) -> None:
 
 def what_to_predict(config) -> tuple[list, list[str], list[float]]:
     """The tasks, and of a file its responses to them with their rewards."""
-    from data import load_tasks, read_rollouts
+    from data import load_tasks
+    from lab.rollouts import read_rollouts
 
     texts, rewards = [], []
     if config.rollouts:
@@ -109,7 +110,8 @@ def embed_responses(run: Run, tasks: list, texts: list[str], encoders: tuple[str
     from torch.nn.functional import pad
     from tqdm import tqdm
 
-    from grpo import forward_responses, sample, tokenize_rollouts, uniform_noise
+    from grpo import forward_responses, sample, uniform_noise
+    from lab.rollouts import tokenize_rollouts
     from memreward import make_encoder
 
     config, given, size = run.config, list(texts), len(texts) // len(tasks) or run.config.group_size

@@ -130,7 +130,7 @@ def load_policy(config, dtype) -> tuple:
     model of the hub."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from data import reach_hub
+    from support.benchmarks import reach_hub
     from support.traits import without_noise
 
     name = str(ROOT / "assets" / "policy") if config.model == "builtin" else config.model

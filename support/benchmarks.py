@@ -17,9 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from support.answers import last_boxes
-
-LETTERS = "ABCDEFGHIJ"
+from support.answers import LETTERS, last_boxes
 
 
 class Benchmark(NamedTuple):

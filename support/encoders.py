@@ -8,6 +8,7 @@ An encoder's folder says how it is to be used (modules.json and what that names)
 sentence-transformers obeys it: the same model read with another pooling or another length gives other
 neighbours. """
 
+import functools
 import inspect
 import json
 import re
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from support.benchmarks import reach_hub
 
 # --------------------------------------------------------------------------------------------- hashed n-grams
 
@@ -55,6 +58,16 @@ def signature(question: str) -> list[str]:
     """
     found = re.findall(r"([^\W\d]\w*)\(([\w\s,]*)\)", question)
     return [word for name, arguments in found for word in (name, *re.findall(r"[^\W\d]\w*", arguments))]
+
+
+def mentions(text: str) -> set[str]:
+    """The words and numbers of a text, numbers without thousands commas and trailing zeros.
+
+    >>> sorted(mentions("2 boxes cost $1,200.50"))
+    ['1200.5', '2', 'boxes', 'cost']
+    """
+    words = re.findall(r"\d+(?:\.\d+)?|[^\W\d]\w*", re.sub(r"(?<=\d),(?=\d{3})", "", text))
+    return {re.sub(r"\.?0*$", "", word) if "." in word else word for word in words}
 
 
 def by_place(text: str, places: dict[str, str], prefix: str) -> list[str]:
@@ -448,3 +461,63 @@ def token_limit(model: nn.Module, tokenizer, max_length: int | None) -> int | No
         limit for limit in limits if limit and 0 < limit < 2**31
     ]  # XLNet has -1, a tokenizer without one 10^30
     return min(limits, default=None)
+
+
+# ---------------------------------------------------------- a function for questions and rollouts at once
+
+Questions = Sequence[tuple[str, Sequence[str]]]  # B questions, each with its choices
+Responses = Sequence[Sequence[tuple[str, str]]]  # B lists of G responses, each a (thinking, answer)
+Vectors = tuple[Tensor, Tensor, Tensor]  # of questions (B, d), of thinkings and answers (B, G, d)
+
+
+def make_embedder(name: str, tokenizer, device="cpu") -> Callable[..., Vectors]:
+    """embed(questions, responses, rollouts, hidden) -> Vectors, by "hash", "policy" or a model of this name.
+
+    `rollouts` (texts, mask and attention_mask) and `hidden` (N, P+T, d), N = B*G, are what "policy" reads.
+    """
+    if name == "hash":
+        return embed_by_hash
+    if name == "policy":
+        return functools.partial(embed_by_policy, tokenizer)
+    reach_hub(name)
+    return functools.partial(embed_by_text, load_encoder(name, device))
+
+
+def embed_by_hash(questions: Questions, responses: Responses, rollouts=None, hidden=None) -> Vectors:
+    """Hashed n-grams of each group: see `hash_group`."""
+    groups = [hash_group(*question, group) for question, group in zip(questions, responses, strict=True)]
+    return tuple(torch.stack(part) for part in zip(*groups, strict=True))
+
+
+def embed_by_text(encode: Callable, questions: Questions, responses: Responses, rollouts=None, hidden=None
+                  ) -> Vectors:
+    """What a sentence encoder makes of questions (with their choices), thinkings and answers."""
+    pairs = [pair for group in responses for pair in group]
+    texts = [" ".join([question, *choices]) for question, choices in questions]
+    vectors = encode(texts + [part for pair in pairs for part in pair])  # (B + 2*B*G, d)
+    queries, both = vectors[: len(texts)], vectors[len(texts) :].unflatten(0, (len(texts), -1, 2))
+    return queries, both[:, :, 0], both[:, :, 1]
+
+
+def embed_by_policy(tokenizer, questions: Questions, responses: Responses, rollouts, hidden: Tensor
+                    ) -> Vectors:
+    """Means of the policy's last hidden states (N, P+T, d) over the tokens of query, thinking and answer. The
+    thinking's tokens are counted by tokenizing it once more."""
+    size, length = len(rollouts.texts) // len(questions), rollouts.mask.shape[1]
+    thinkings = [thinking for group in responses for thinking, _ in group]
+
+    def tokens(texts: Sequence[str]) -> Tensor:  # N texts -> how many tokens each has (N,)
+        counts = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        return torch.tensor(counts, device=hidden.device)
+
+    count = tokens(thinkings)
+    if any(text.startswith("<") for text in rollouts.texts):  # the prompt's tag is none of its tokens
+        count = count - (tokens(rollouts.texts) - rollouts.mask.sum(1).long()).clamp(min=0)
+    is_thinking = torch.arange(length, device=hidden.device) < count[:, None]  # (N, T)
+
+    def mean(states: Tensor, mask: Tensor) -> Tensor:  # (n, L, d), (n, L) -> (n, d)
+        return F.normalize((states * mask[..., None]).sum(1), dim=-1)
+
+    queries = mean(hidden[::size, :-length], rollouts.attention_mask[::size, :-length])
+    parts = [mean(hidden[:, -length:], rollouts.mask * part) for part in (is_thinking, ~is_thinking)]
+    return queries, *(part.unflatten(0, (len(questions), size)) for part in parts)

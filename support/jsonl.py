@@ -1,11 +1,13 @@
-"""What people's files hold: lines of JSON, and labels in the forms in which people write them."""
+"""What people's files hold: lines of JSON, tasks, and labels in the forms in which people write them."""
 
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-LETTERS = "ABCDEFGHIJ"
+from support.answers import LETTERS
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, object]]:
@@ -59,3 +61,67 @@ def letter_of(label: str, choices: tuple[str, ...]) -> str:
         raise ValueError(f"the label {label!r} {problem}: write a letter from A to {letters[-1]} (or a "
                          f"number from 1, or the text of one choice)")
     return found.pop()
+
+
+def task_rows(path: Path, domains: Sequence[str]) -> list[dict]:
+    """The fields of the tasks of a JSONL file, one object a line; errors name the file and the line.
+
+    A task's dataset is the name of its file, without _train or _test, unless the line says another. The label
+    of a multiple-choice task may be a letter, a number from 1, or the text of one choice; a letter is stored.
+    """
+    rows: dict[str, dict] = {}
+    for number, row in json_lines(path):
+        try:
+            fields = task_fields(row, re.sub("_(train|test)$", "", path.stem), domains)
+            if fields["id"] in rows:
+                raise ValueError(f"the id {fields['id']!r} stands there a second time")
+        except (KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: no task with id, domain and question ({error!r})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        rows[fields["id"]] = fields
+    return list(rows.values())
+
+
+def task_fields(row: dict, dataset: str, domains: Sequence[str]) -> dict:
+    """A line's task as plain fields; ValueError says what is wrong with it."""
+    choices, tests, answer = tuple(row.get("choices") or ()), tuple(row.get("tests") or ()), row.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = written(answer)
+    task_id, domain, question = row["id"], row["domain"], row["question"]
+    texts = [task_id, question, "" if answer is None else answer, *choices, *tests]
+    lists = all(not isinstance(row.get(name), str) for name in ("choices", "tests"))
+    if not lists or not all(isinstance(text, str) for text in texts):
+        raise ValueError("id, question, answer and all choices and tests must be strings (answer: or number)")
+    if domain not in domains:
+        raise ValueError(f"domain {domain!r} is not one of {', '.join(domains)}; one of your own "
+                         f"stands in data.VERIFIERS and data.INSTRUCTIONS first")
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"{len(choices)} choices are more than the {len(LETTERS)} that have letters, A to J")
+    if domain == "qa" and answer is not None:
+        if not choices and answer.strip() not in tuple(LETTERS):
+            raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give "
+                             f"choices, or a domain of your own for free text")
+        answer = letter_of(answer, choices) if choices else answer.strip()
+    return {"id": task_id, "dataset": row.get("dataset") or dataset, "domain": domain, "question": question,
+            "choices": choices or None, "answer": answer, "tests": tests or None}
+
+
+def file_rows(path: Path, split: str, domains: Sequence[str]) -> Iterator[dict | str]:
+    """The fields of all tasks in one part of a JSONL file, and the reason where a task cannot test anything.
+
+    Of NAME_train.jsonl and NAME_test.jsonl the file of the split is read; any other file is cut by the
+    checksum of the ids, 70 % for training. A task without a label can be trained on.
+    """
+    if pair := re.fullmatch(r"(.*)_(?:train|test)", path.stem):
+        path = path.with_name(f"{pair[1]}_{split}.jsonl")
+    for fields in task_rows(path, domains):
+        labelled = fields["tests" if fields["domain"] == "code" else "answer"] is not None
+        trains = not labelled or zlib.crc32(fields["id"].encode()) % 10 < 7
+        if not pair and trains != (split == "train"):
+            continue
+        if split == "test" and not labelled:
+            yield "no label to test with"
+        else:
+            named = fields["id"].startswith(fields["dataset"])
+            yield fields if named else fields | {"id": f"{path.stem}/{fields['id']}"}

@@ -358,6 +358,17 @@ def signatures(tests: Sequence[str], solution: str = "") -> dict[str, str]:
     return {name: f"{name}({arguments[name]})" if name in arguments else name for name in survey(tree)[0]}
 
 
+def name_functions(question: str, tests: Sequence[str], solution: str = "") -> str:
+    """A question that does not name what its tests call gets the signatures, in plain words.
+
+    >>> name_functions("Add two numbers.", ["assert add(1, 2) == 3"])
+    'Add two numbers.\\nDefine add(a, b).'
+    """
+    named = {name for pair in re.findall(r"(\w+)\s*\(|\bclass\s+(\w+)", question) for name in pair}
+    missing = [call for name, call in signatures(tests, solution).items() if name not in named]
+    return f"{question}\nDefine {', '.join(missing)}." if missing else question
+
+
 def _question_code(question: str) -> ast.Module | None:
     """The Python in a question: all of it, or a fenced block, or what stands from some line to its end."""
     found = [question, *(code for mark, code in _blocks(question) if mark in (*PYTHON, ""))]

@@ -86,6 +86,32 @@ def position_limit(model) -> float:
     return limit - (max(places, default=-1) + 1) if limit > 0 else float("inf")
 
 
+def eos_ids(model, tokenizer) -> list[int]:
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
+    models often have several)."""
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    ids = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
+    if ids == {None}:
+        raise ValueError("model: neither tokenizer nor generation config names an EOS token")
+    return sorted(ids - {None})
+
+
+def read_prompts(model, tokenizer, prompts: list[str], room: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask (B, P) of the prompts, padded on the left. Raises ValueError where
+    one is empty, or leaves no room for that many new tokens."""
+    prompt_ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    lengths = [len(ids) for ids in prompt_ids]
+    limit = position_limit(model)
+    if min(lengths) == 0:
+        raise ValueError(f"prompts: number {lengths.index(0)} is empty, at least one token is needed")
+    if max(lengths) + room > limit:
+        raise ValueError(f"max_new_tokens: the longest prompt ({max(lengths)} tokens) plus {room} "
+                         f"new tokens exceed the model's {limit} positions")
+    ids = torch.tensor([[pad] * (max(lengths) - len(row)) + row for row in prompt_ids], device=model.device)
+    return ids, torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths], device=model.device)
+
+
 def windows(config: PreTrainedConfig) -> int:
     """The longest of the windows and chunks that the model's layers are limited to, 0 where there are
     none."""

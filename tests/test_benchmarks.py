@@ -18,8 +18,9 @@ import datasets
 import pytest
 
 import data
-from data import BENCHMARKS, CUT_BY_HASH, Task, load_splits, load_tasks, make_prompt, question_key, verify
+from data import BENCHMARKS, Task, load_splits, load_tasks, make_prompt, verify
 from support import benchmarks
+from support.answers import question_key
 from support.sandbox import signatures, survey
 
 # ---- rows as the hub has them, and a hub that holds nothing else ----
@@ -261,10 +262,10 @@ def test_mapping(hub, name):
 
 
 def test_table_of_the_thirteen():
-    assert len(BENCHMARKS) == 13 and set(data.OUT_OF_DOMAIN) == {"numina_math", "piqa", "siqa"}
-    assert set(CUT_BY_HASH) == {"gsm_symbolic", "gpqa", "humaneval_plus", "mbpp_plus", "numina_math"}
+    assert len(BENCHMARKS) == 13 and set(benchmarks.OUT_OF_DOMAIN) == {"numina_math", "piqa", "siqa"}
+    assert set(benchmarks.CUT_BY_HASH) == {"gsm_symbolic", "gpqa", "humaneval_plus", "mbpp_plus", "numina_math"}
     for name, benchmark in BENCHMARKS.items():
-        assert (benchmark.train == benchmark.test) == (name in CUT_BY_HASH)
+        assert (benchmark.train == benchmark.test) == (name in benchmarks.CUT_BY_HASH)
         assert name in ROWS or name in (
             "gpqa",
             "humaneval_plus",
@@ -693,6 +694,7 @@ def test_a_hub_out_of_reach_is_asked_once_and_caches_still_serve(broken_hub, tmp
     endpoint, calls = broken_hub
     code = """if True:
         import data, transformers
+        from support import benchmarks
         for name in ("gsm8k", "arc_c"):
             try:
                 data.load_tasks(name, "test")
@@ -700,7 +702,7 @@ def test_a_hub_out_of_reach_is_asked_once_and_caches_still_serve(broken_hub, tmp
                 print(error)
         for name in ("a/b", "a/c"):
             try:
-                data.reach_hub(name)
+                benchmarks.reach_hub(name)
                 print(transformers.AutoConfig.from_pretrained(name).model_type)
             except OSError as error:
                 print(str(error).splitlines()[0])
@@ -731,11 +733,11 @@ def test_a_hub_that_refuses_is_within_reach():
 
 def test_what_needs_no_hub_does_not_look_for_one(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks, "hub_error", lambda endpoint: pytest.fail("looked for the hub"))
-    data.reach_hub(str(tmp_path))
+    benchmarks.reach_hub(str(tmp_path))
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    data.reach_hub("a/b")
+    benchmarks.reach_hub("a/b")
     done = run(
         "import sys, data; print({'torch', 'datasets', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
@@ -777,7 +779,7 @@ def test_a_domain_of_ones_own(tmp_path, monkeypatch):
 # ---- averages ----
 
 LARGE = [
-    name for name in BENCHMARKS if name not in (*data.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus")
+    name for name in BENCHMARKS if name not in (*benchmarks.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus")
 ]
 
 

@@ -140,7 +140,8 @@ def test_explain_says_what_is_truly_right_and_draws_it(finished, capsys):
 def test_score_is_what_the_memory_predicts(finished, tmp_path, capsys):
     """Responses of one's own get the memory's predictions, from nodes and features made by hand."""
     from gnn import Groups
-    from grpo import token_logprobs, tokenize_rollouts
+    from grpo import token_logprobs
+    from lab.rollouts import tokenize_rollouts
     from memreward import answer_features
 
     task = data.load_tasks("world", "test", 3)[0]

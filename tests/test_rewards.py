@@ -12,12 +12,12 @@ from gnn import Groups
 from memreward import (
     acquire_rewards,
     answer_features,
-    hash_encoder,
     majority_key,
     make_encoder,
     predict_rewards,
 )
 
+hash_encoder = make_encoder("hash", None)
 TASKS = [Task("a", "d", "math", "Ann has 3 bags of 12 nuts. How many nuts?", answer="36"),
          Task("b", "d", "math", "Ben has 5 bags of 7 pens. How many pens?"),
          Task("c", "d", "qa", "Which is warm?", choices=("ice", "fire"), answer="B")]
@@ -40,8 +40,7 @@ def test_hash_encoder_calls_a_signature_by_place():
     def encode(name, x, y):
         task = Task("f", "d", "code", f"Write the function {name}({x}, {y}). It returns {y} minus {x}.")
         text = f"{y} minus {x}\n```python\ndef {name}({x}, {y}):\n    return {y} - {x}\n```"
-        return hash_encoder([task],
-                            SimpleNamespace(texts=[text]))
+        return hash_encoder([task], SimpleNamespace(texts=[text]))
 
     assert all(torch.equal(one, two) for one, two in zip(encode("pens_ann", "a", "b"),
                                                          encode("hats_leo", "q", "m"), strict=False))

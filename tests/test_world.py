@@ -9,6 +9,7 @@ import torch
 
 import data
 from data import Task, hide_labels, load_splits, load_tasks, make_prompt, small_world, spend_labels, verify
+from lab.rollouts import read_rollouts
 from support.world import MISCONCEPTION
 
 
@@ -59,7 +60,8 @@ def test_world_ood_is_worded_as_nothing_else_and_never_trained_on():
 
 
 def test_the_policy_knows_every_word_of_world_ood_and_is_not_done_with_it(policy):
-    from train import evaluate, render
+    from lab.evaluate import evaluate
+    from lab.runs import render
 
     tasks = load_tasks("world_ood", "test", limit=150)
     unknown = policy.tokenizer.unk_token_id
@@ -244,7 +246,7 @@ def test_lines_end_at_newlines_only(tmp_path):
     )
     path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
     assert [task.question for task in load_tasks(str(path), "train")] == [text, "other"]
-    assert data.read_rollouts(path)[1] == [text, text]
+    assert read_rollouts(path)[1] == [text, text]
     path.write_bytes(lines.encode("utf-16"))
     with pytest.raises(ValueError, match="t_train.jsonl: not UTF-8"):
         load_tasks(str(path), "train")
