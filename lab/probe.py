@@ -402,9 +402,9 @@ def new_kinds_line(row: dict | None = None) -> str:
     whens = ("before", "remembered", "anew")
     if row is None:
         titles = ("before their labels", "labels remembered", "fitted anew")
-        return f"{'AUC / accuracy on new kinds':<48}" + "".join(f"{title:>30}" for title in titles)
+        return f"{'AUC / accuracy on new kinds':<48}" + "".join(f"{title:>34}" for title in titles)
     cells = [" / ".join(f"{row[f'{when}_{key}']:.3f} +- {row.get(f'{when}_{key}_se', math.nan):.3f}"
-                        for key in ("auc", "accuracy")).rjust(30) for when in whens]
+                        for key in ("auc", "accuracy")).rjust(34) for when in whens]
     return f"{row['name']:<48}{''.join(cells)}"
 
 
