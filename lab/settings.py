@@ -19,6 +19,8 @@ PAPER = dict(  # arXiv 2603.19310: its benchmarks and settings, one flag for eac
     gradient_checkpointing=True, eval_every=41, eval_samples=0)
 PRESETS = {
     "none": {},
+    "quick": dict(  # under a minute on two cores: to see that it learns; too few tasks to compare methods
+        train_tasks=120, test_tasks=120, steps=30, eval_every=30, eval_samples=1, gnn_epochs=60),
     "qwen2.5-1.5b": PAPER | {"model": "Qwen/Qwen2.5-1.5B-Instruct"},
     "qwen2.5-3b": PAPER | {"model": "Qwen/Qwen2.5-3B-Instruct"},
     "smollm2-135m": dict(  # a real model on two cores: shows that it runs, far too short to learn

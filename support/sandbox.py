@@ -490,7 +490,7 @@ def landlock(libc, folder):
     return libc.syscall(446, rules, 0) == 0 and version >= 3  # before, a file to be read could be cut short
 
 
-def confine(folder, seconds, keep):
+def confine(folder, seconds, keep, memory=MEMORY):
     """Give up all but `folder`, some memory and time, and the descriptors `keep`; name what the system cannot
     take."""
     os.setsid()
@@ -501,7 +501,7 @@ def confine(folder, seconds, keep):
     os.chdir(folder)
     tempfile.tempdir = folder
     random.seed(0)
-    limits = dict(AS=MEMORY, CPU=math.ceil(seconds), FSIZE=MESSAGE_LIMIT, NOFILE=64, CORE=0, NPROC=4096)
+    limits = dict(AS=memory, CPU=math.ceil(seconds), FSIZE=MESSAGE_LIMIT, NOFILE=64, CORE=0, NPROC=4096)
     for name, limit in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
@@ -519,12 +519,13 @@ def confine(folder, seconds, keep):
     return missing
 
 
-def spawn(run, folder, seconds, *sockets):
-    """Fork a confined process that runs run(*sockets) and nothing else."""
+def spawn(run, folder, seconds, *sockets, memory=MEMORY):
+    """Fork a confined process that runs run(*sockets) and nothing else. `memory` includes what this process has
+    mapped already."""
     pid = os.fork()
     if pid == 0:
         try:
-            confine(folder, seconds, [end.fileno() for end in sockets])
+            confine(folder, seconds, [end.fileno() for end in sockets], memory)
             run(*sockets)
         finally:
             os._exit(0)

@@ -1,0 +1,668 @@
+"""The graders: for each exercise one case computed by hand, properties, and a line for each typical mistake.
+
+A grader takes the module that holds the function and a seed of the random cases; it raises Wrong with what
+was probably done, and says nothing else. It calls no function of another exercise: what the function needs of
+them is a stand-in here, with numbers put in by hand.
+"""
+
+import math
+import random
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, tensor
+
+F.embedding_bag(tensor([[0]]), torch.ones(1, 1))  # looks up the processor, which nobody can once confined
+
+
+class Wrong(Exception):
+    """What is wrong, in words."""
+
+
+def need(condition, message: str) -> None:
+    """Raise Wrong with the message unless the condition holds."""
+    if not condition:
+        raise Wrong(message)
+
+
+def close(a, b) -> bool:
+    """Are two results equal: texts exactly, numbers to 1e-4, nan to nan?"""
+    if not isinstance(b, (Tensor, list, float)) or isinstance(b, list) and b and isinstance(b[0], str):
+        return a == b
+    try:
+        a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def expect(got, right, case: str, suspects: dict | None = None) -> None:
+    """Raise Wrong unless got is right. `suspects`: what was probably done, and the result that it gives."""
+    if close(got, right):
+        return
+    for message, values in (suspects or {}).items():
+        if close(got, values):
+            raise Wrong(f"{case}: {message}")
+    show = [x.detach().tolist() if isinstance(x, Tensor) else x for x in (got, right)]
+    raise Wrong(f"{case}: it gives {shorten(show[0])}, right is {shorten(show[1])}")
+
+
+def shorten(value) -> str:
+    """A result for a message."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shorten, value))}]"[:300]
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def raises(kind: type, call) -> bool:
+    """Does the call raise an error of this kind?"""
+    try:
+        call()
+    except kind:
+        return True
+    return False
+
+
+def numbers(seed: int) -> torch.Generator:
+    """A generator of the random cases."""
+    return torch.Generator().manual_seed(1000 + seed)
+
+
+# -------------------------------------------------------------------------------------------- 1 majority_key
+
+
+def majority_key(module, seed: int) -> None:
+    f = module.majority_key
+    expect(f(["7", None, None, None, "8", "7"]), "7", "two 7, three answers that do not parse",
+        {"None won: what does not parse never votes": None,
+        "it gives the votes, and the answer is wanted": 2})
+    need(not raises(ValueError, lambda: f([None, None])) and f([None, None]) is None,
+        "a group in which nothing parses: the majority is None, no error (max has a default)")
+    expect(f(["7", "8", "8", "7"]), "7", "7 8 8 7 is a tie",
+        {"it went to the last one, a tie goes to the first": "8"})
+    expect(f(["2", "3", "1", "3", "1"]), "3", "2 3 1 3 1 is a tie of 3 and 1",
+        {"it went to the smaller answer, a tie goes to the one that was seen first": "1",
+        "the first answer won, whatever the votes": "2"})
+    draw = random.Random(seed)
+    for _ in range(50):
+        keys = [draw.choice("abcd") for _ in range(draw.randrange(1, 12))]
+        won = f(list(keys))
+        need(won in keys, f"{keys}: {won!r} is no answer of the group")
+        better = [key for key in keys if (keys.count(key), -keys.index(key)) > (keys.count(won),
+            -keys.index(won))]
+        need(not better, f"{keys}: it gives {won!r}, and {better[:1]} has more votes or was seen before")
+
+
+# --------------------------------------------------------------------------------------------- 2 hide_labels
+
+
+def hide_labels(module, seed: int) -> None:
+    f, Task = module.hide_labels, module.Task
+    tasks = [Task(f"t{i}", "demo", "code" if i % 4 == 3 else "math", "?", answer=str(i),
+        tests=("assert f() == 1",) if i % 4 == 3 else None) for i in range(20)]
+    before = list(tasks)
+
+    def kept(found):
+        return [task.id for task in found if task.labelled]
+
+    found = f(tasks, 0.2, seed)
+    need(len(found) == 20,
+        f"20 tasks, ratio 0.2: it gives {len(found)}, and all stay, with a label or without")
+    need([task.id for task in found] == [task.id for task in tasks], "the order of the tasks must stay")
+    need(tasks == before, "it changed the tasks that it was given")
+    left = [task for s in range(6) for task in f(tasks, 0.2, s) if not task.labelled
+        and (task.answer, task.tests) != (None, None)]
+    need(not left, "a hidden label must be gone: of some code task the answer (a solution) is still there")
+    expect(sum(task.answer is not None for task in found), 4,
+        "tasks that still have an answer, ratio 0.2 of 20")
+    expect(len(kept(found)), 4, "20 labels, ratio 0.2")
+    expect(len(kept(f(tasks[:7], 0.4, seed))), 3, "7 labels, ratio 0.4 is 2.8", {"cut off, not rounded": 2})
+    expect(len(kept(f(tasks, 0.01, seed))), 1, "20 labels, ratio 0.01", {"at least one label is kept": 0})
+    half = [Task(f"u{i}", "demo", "math", "?") for i in range(20)] + tasks
+    expect(len(kept(f(half, 0.2, seed))), 4, "20 labels and 20 tasks without, ratio 0.2",
+        {"the ratio is of the tasks that have a label, not of all": 8})
+    need(kept(f(tasks, 0.2, seed)) == kept(f(tasks, 0.2, seed)), "the same seed must keep the same labels")
+    draws = {tuple(kept(f(tasks, 0.2, s))) for s in range(8)}
+    need(len(draws) > 1, "every seed keeps the same labels: they are to be drawn with the seed")
+    picked, case = (["u3", "t9", "t2", "t9", "t5", "t7", "t1"],
+        "picked u3 t9 t2 t9 t5 t7 t1, u3 has no label, 4 to keep")
+    counted = "a picked task without a label, or one picked twice, counted"
+    need(not raises(ValueError, lambda: f(half, 0.2, seed, picked)), f"{case}: {counted}")
+    expect(kept(f(half, 0.2, seed, picked)), ["t2", "t5", "t7", "t9"], case,
+        {counted: ["t2", "t9"], "one that is picked twice counted": ["t2", "t5", "t9"],
+        "drawn, and not the first of what is picked": kept(f(half, 0.2, seed))})
+    need(raises(ValueError, lambda: f(tasks, 0.2, seed, ["t1"])),
+        "one task picked and four to keep: ValueError")
+    need(raises(ValueError, lambda: f(tasks, 0.0, seed)) and raises(ValueError, lambda: f(tasks, 1.5, seed)),
+        "ratios 0 and 1.5 are outside (0, 1]: ValueError")
+
+
+# ----------------------------------------------------------------------------------------------------- 3 knn
+
+
+def knn(module, seed: int) -> None:
+    f = module.knn
+    memory = tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]])
+    near, cosines = f(tensor([[2.0, 0.0]]), memory, 2)
+    expect(cosines, tensor([[1.0, 0.6]]), "query (2, 0), memory (0, 1) (2, 0) (3, 4)",
+        {"your result equals the plain dot product: did you divide by the lengths?": tensor([[6.0, 4.0]]),
+        "you divided by the memory's lengths alone, the query has one too": tensor([[2.0, 1.2]]),
+        "you divided by the query's length alone, the memory's rows have one too": tensor([[3.0, 2.0]]),
+        "the most distant come first: best first is wanted": tensor([[0.0, 0.6]])})
+    expect(near, tensor([[1, 2]]), "rows of the memory near (2, 0)")
+    hide = tensor([[False, True, False]])
+    near, cosines = f(tensor([[1.0, 0.0]]), memory, 3, hide)
+    expect(cosines, tensor([[0.6, 0.0, -math.inf]]), "row 1 excluded",
+        {"the excluded pair still meets": tensor([[1.0, 0.6, 0.0]]),
+        "what is excluded got the cosine 0, and -inf is wanted: 0 may be better than others":
+        tensor([[0.6, 0.0, 0.0]]), "you kept what `exclude` marks, and hid the rest":
+        tensor([[1.0, -math.inf, -math.inf]])})
+    need(not raises(RuntimeError, lambda: f(tensor([[1.0, 0.0]]), memory, 9)),
+        "k = 9 of 3 rows: min(k, M) are wanted")
+    expect(f(tensor([[1.0, 0.0]]), memory, 9)[1], tensor([[1.0, 0.6, 0.0]]), "k = 9 of 3 rows")
+    same = tensor([[3.0, 1.0], [1.0, 3.0], [3.0, 1.0], [9.0, 3.0], [6.0, 2.0]])
+    expect(f(tensor([[3.0, 1.0]]), same, 3)[0], tensor([[0, 2, 3]]), "rows 0 2 3 4 point the same way",
+        {"a tie went to the higher row, it goes to the lower": tensor([[4, 3, 2]]),
+        "a tie goes to the lower row": tensor([[0, 2, 4]])})
+    zero = f(torch.zeros(1, 2), torch.zeros(2, 2), 1)[1]
+    expect(zero, tensor([[0.0]]), "a row of zeros", {"0 / 0 is nan: its cosine to everything is 0":
+        tensor([[math.nan]])})
+    g = numbers(seed)
+    queries, memory = torch.randn(2, 5, 8, generator=g), torch.randn(2, 30, 8, generator=g)
+    near, cosines = f(queries, memory, 4)
+    need(near.shape == cosines.shape == (2, 5, 4),
+        f"queries (2, 5, 8): shapes (2, 5, 4), not {tuple(near.shape)}")
+    for b, n in ((b, n) for b in range(2) for n in range(5)):
+        angles = torch.cosine_similarity(queries[b, n][None], memory[b], dim=-1)
+        expect(cosines[b, n], angles[near[b, n]],
+            "random rows: cosines must be those of the rows that you name")
+        others = angles[[i for i in range(30) if i not in near[b, n].tolist()]]
+        need(cosines[b, n].min() >= others.max() - 1e-5, "random rows: one that is nearer was left out")
+        need((cosines[b, n].diff() < 1e-5).all(), "random rows: best first")
+
+
+# ------------------------------------------------------------------------------------------------ 4 messages
+
+
+def messages(module, seed: int) -> None:
+    weigh, hear, inf = module.edge_weights, module.receive_messages, math.inf
+    expect(weigh(tensor([[1.0, 0.5, -0.6]])), tensor([[1 / 3, 1 / 6, 0.0]]),
+        "edge_weights of cosines 1, 0.5, -0.6", {"not divided by the degree: the more edges, the louder":
+        tensor([[1.0, 0.5, 0.0]]), "divided by the sum of the weights: the degree, 3, is wanted":
+        tensor([[2 / 3, 1 / 3, 0.0]]), "what is unlike speaks against: max(cos, 0) is wanted":
+        tensor([[1 / 3, 1 / 6, -0.2]]), "a softmax: max(cos, 0) / degree is wanted":
+        tensor([[1.0, 0.5, -0.6]]).softmax(-1),
+        "an edge of cosine below 0 is still an edge, it counts in the degree": tensor([[0.5, 0.25, 0.0]])})
+    expect(weigh(tensor([[0.8, -inf]])), tensor([[0.8, 0.0]]), "edge_weights of cosines 0.8, -inf",
+        {"a column of -inf is no edge, it does not count in the degree": tensor([[0.4, 0.0]])})
+    expect(weigh(tensor([[-inf, -inf]])), tensor([[0.0, 0.0]]), "edge_weights without any edge",
+        {"0 / 0 is nan: let the degree be 1 at least": tensor([[math.nan, math.nan]])})
+    said = tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    expect(hear(said, tensor([[0, 2]]), tensor([[0.5, 0.25]])), tensor([[1.5, 15.0]]), "receive_messages",
+        {"a sum is wanted, the weights have been divided already": tensor([[0.75, 7.5]]),
+        "the weights are not used": tensor([[5.0, 50.0]])})
+    g = numbers(seed)
+    said, weights = torch.randn(3, 2, 5, generator=g), torch.rand(4, 2, 3, generator=g)
+    senders = torch.randint(6, (4, 2, 3), generator=g)
+    heard = hear(said, senders, weights)
+    need(heard.shape == (4, 2, 5),
+        f"senders (4, 2, 3), messages (3, 2, 5): (4, 2, 5) is wanted, not {heard.shape}")
+    one = sum(weights[3, 1, j] * said[senders[3, 1, j] // 2, senders[3, 1, j] % 2] for j in range(3))
+    expect(heard[3, 1], one, "messages of rollouts (M, G, w): sender 5 is rollout 1 of group 2, if G is 2")
+
+
+# ----------------------------------------------------------------------------------------------- 5 gcn_layer
+
+
+def gcn_layer(module, seed: int) -> None:
+    layer = module.GCNLayer(1, 1)
+    with torch.no_grad():
+        layer.linear.weight.fill_(1.0)
+        layer.linear.bias.fill_(0.0)
+    x, edges, r6, r2 = tensor([[1.0], [2.0], [3.0]]), tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), 6**0.5, 2**0.5
+    given = x.clone()
+    got = layer(x, edges).flatten()
+    expect(got, tensor([1 / 2 + 2 / r6, 1 / r6 + 2 / 3 + 3 / r6, 2 / r6 + 3 / 2]),
+        "a path 0 - 1 - 2, x = 1 2 3, W = 1", {"self-loops are missing: A + I, a node hears itself, too":
+        tensor([2 / r6, 4 / r6, 2 / r6]), "self-loops are missing in the sum and in the degrees":
+        tensor([2 / r2, 4 / r2, 2 / r2]), "D counts the degrees of A + I, yours those of A":
+        tensor([1 + 2 / r2, 4 / r2 + 1, 2 / r2 + 3]),
+        "a mean, D^-1 (A + I): the square root is taken on both sides": tensor([1.5, 2.0, 2.5]),
+        "D^-1/2 on one side only": tensor([1 / r2 + 2 / 3**0.5, 1 / r2 + 2 / 3**0.5 + 3 / r2,
+        2 / 3**0.5 + 3 / r2]), "D^-1/2 on one side only, that of the receiver":
+        tensor([3 / r2, 6 / 3**0.5, 5 / r2]), "no normalisation at all": tensor([3.0, 6.0, 5.0]),
+        "of two edges into node 1 one was lost: h[target] += ... does not add twice, index_add does":
+        tensor([1 / 2 + 2 / r6, 2 / 3 + 3 / r6, 2 / r6 + 3 / 2])})
+    need(torch.equal(x, given), "it changed the x that it was given")
+    with torch.no_grad():
+        layer.linear.bias.fill_(10.0)
+    expect(layer(x, edges).flatten(), got + 10, "with a bias of 10",
+        {"the bias went along the edges: W X first, the bias at the end":
+        got.detach() + 10 * tensor([1 / 2 + 1 / r6, 2 / r6 + 1 / 3, 1 / r6 + 1 / 2])})
+    g, layer = numbers(seed), module.GCNLayer(4, 6)
+    x, pairs = (torch.randn(9, 4, generator=g), torch.tensor([[0, 1], [1, 2], [4, 2], [5, 6], [6, 7], [0, 7],
+        [3, 5]]).T)
+    edges, order = torch.cat([pairs, pairs.flip(0)], 1), torch.randperm(9, generator=g)
+    expect(layer(x, edges)[8], layer.linear(x[8]), "a node without edges gives W x + b")
+    place = order.argsort()
+    expect(layer(x[order], place[edges]), layer(x, edges)[order],
+        "nodes in another order give the same, in that order")
+
+
+# ------------------------------------------------------------------------------------------- 6 leave_one_out
+
+
+def leave_one_out(module, seed: int) -> None:
+    g = numbers(seed)
+    groups = module.Groups(*(torch.randn(4, *shape, generator=g) for shape in ((8,), (2, 8), (2, 8), (2, 3))))
+    copy, sibling = (
+        tensor([0, 1, 0, 3]),
+        tensor([0, 1, 2, 1]),
+    )  # 2 is a copy of 0; 3 another group of 1's query
+    groups = groups.rows(copy)._replace(queries=groups.queries[copy][sibling])
+    got, right = module.same_rollouts(groups), torch.eye(4, dtype=torch.bool)
+    right[0, 2] = right[2, 0] = True
+    kin = right.clone()
+    kin[1, 3] = kin[3, 1] = True
+    need(isinstance(got, Tensor) and got.shape == (4, 4) and got.dtype == torch.bool,
+        "a mask (M, M) of bool is wanted")
+    expect(got, right, "groups 0 and 2 are copies, 1 and 3 of one query",
+        {"a group's copy still tells it its own rewards: equal rollouts are hidden, too": torch.eye(4).bool(),
+        "siblings, other groups of one query, are hidden: they may be heard": kin,
+        "the mask is upside down: True hides": ~right})
+    near = groups.rows(tensor([0, 0, 1, 3]))  # rows 0 and 1 differ in one number
+    for part in ("thinkings", "answers", "features"):
+        values = getattr(near, part).clone()
+        values[1, 1, 0] += 0.01
+        pair = module.same_rollouts(near._replace(**{part: values}))
+        need(not pair[0, 1],
+            f"two groups that differ in their {part} are not the same: copies are equal in every number")
+    size = 12
+    many = groups.rows(torch.randint(4, (size,), generator=g))
+    hidden = module.same_rollouts(many)
+    rewards = torch.randint(2, (size,), generator=g).double() * 2 - 1
+    weights = torch.rand(size, size, generator=g).double()
+    weights = weights.masked_fill(
+        hidden, 0.0
+    )  # a memory of one layer: everybody votes for whom the mask lets through
+    row = many.answers[:, 0, 0] == many.answers[0, 0, 0]
+    moved = (weights @ rewards.where(~row, -rewards)) != (weights @ rewards)
+    need(not moved[row].any(),
+        "random groups: flip the label of a group and of its copies, and their own logit moves")
+    need(moved[~row].all() or row.all(), "random groups: flip a label, and no logit of the others moves")
+
+
+# ------------------------------------------------------------------------------------------------- 7 metrics
+
+
+def metrics(module, seed: int) -> None:
+    f = module.metrics
+    p, r = tensor([0.9, 0.8, 0.8, 0.1]), tensor([1.0, 0.0, 1.0, 0.0])
+    found = f(p, r)
+    names = {"accuracy", "precision", "recall", "f1", "fp_rate", "auc"}
+    need(set(found) == names, f"wanted are {', '.join(sorted(names))}")
+    case = "p .9 .8 .8 .1, rewards 1 0 1 0"
+    ties = {"a tie of right and wrong counts as won: it is one half": 1.0,
+        "a tie of right and wrong counts as lost: it is one half": 0.75,
+        "ranks start at 1, and n (n + 1) / 2 of them are those among the right ones": 1.625}
+    expect(found["auc"], 0.875, f"auc of {case}", ties)
+    expect(f(p.flip(0), r.flip(0))["auc"], 0.875, f"auc of {case}, in another order", ties)
+    p, r = tensor([0.9, 0.6, 0.7, 0.2, 0.1, 0.3]), tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    found, case = f(p, r), "p .9 .6 .7 .2 .1 .3, rewards 1 0 0 1 0 1"
+    for name, right, suspects in [
+        ("precision", 1 / 3, {}),
+        ("recall", 1 / 3, {}),
+        ("f1", 1 / 3, {}),
+        ("accuracy", 1 / 3, {}),
+        ("fp_rate", 2 / 3, {"the share of the WRONG rollouts that are rewarded, yours is of all": 1 / 3}),
+    ]:
+        expect(found[name], right, f"{name} of {case}", suspects)
+    found = f(tensor([0.9, 0.8, 0.7, 0.6, 0.1]), tensor([1.0, 0.0, 0.0, 0.0, 1.0]))
+    case = "p .9 .8 .7 .6 .1, rewards 1 0 0 0 1"
+    expect(found["precision"], 0.25, f"precision of {case}", {"precision and recall are swapped": 0.5})
+    expect(found["recall"], 0.5, f"recall of {case}")
+    expect(found["fp_rate"], 1.0, f"fp_rate of {case}",
+        {"the share of the WRONG rollouts that are rewarded, yours is of the rewarded ones": 0.75})
+    expect(f(tensor([0.5, 0.4]), tensor([0.0, 0.0]))["accuracy"], 1.0, "p .5 .4, rewards 0 0",
+        {"0.5 is not above the threshold 0.5": 0.5})
+    expect(f(tensor([0.6, 0.4]), tensor([0.0, 0.0]), 0.7)["accuracy"], 1.0,
+        "p .6 .4, rewards 0 0, threshold 0.7")
+    for name, text in (("auc", "without a right rollout"), ("recall", "without a right rollout")):
+        try:
+            value = f(tensor([0.6, 0.4]), tensor([0.0, 0.0]))[name]
+        except ZeroDivisionError:
+            value = 0.0
+        need(value != value, f"{name} {text} is 0 / 0: nan, no number and no error")
+    g = numbers(seed)
+    p, r = torch.randint(8, (60,), generator=g) / 8, torch.randint(2, (60,), generator=g).float()
+    auc = f(p, r)["auc"]
+    expect(f(p**3, r)["auc"], auc, "random p with ties: p ** 3 has the same order, and the same auc")
+    expect(f(1 - p, r)["auc"], 1 - auc, "random p with ties: 1 - p turns the auc round")
+    mean = sum((a > b).item() + 0.5 * (a == b).item() for a in p[r == 1] for b in p[r == 0])
+    expect(auc, float(mean / (r == 1).sum() / (r == 0).sum()), "random p with ties: auc counts pairs")
+
+
+# --------------------------------------------------------------------------------------------- 8 calibration
+
+
+def calibration(module, seed: int) -> None:
+    f, error = module.calibrate, module.calibration_error
+    expect(error(tensor([0.9, 0.9, 0.2, 0.1]), tensor([1.0, 0.0, 0.0, 0.0])), 0.275,
+        "error, p .9 .9 .2 .1, rewards 1 0 0 0", {"bins count by their size, yours equally": 0.7 / 3,
+        "bins count by their size, yours equally, with the empty ones": 0.07,
+        "the mean distance of each rollout: first average in each bin": 0.325,
+        "the largest gap: a mean is wanted": 0.4,
+        "gaps are summed, and not divided by the number of rollouts": 1.1})
+    expect(error(tensor([0.8, 0.2]), tensor([1.0, 0.0])), 0.2, "error, p .8 .2, rewards 1 0",
+        {"gaps of unlike sign cancel: the absolute value of each bin's is wanted": 0.0})
+    try:
+        value = error(tensor([1.0, 1.0]), tensor([0.0, 1.0]))
+    except (IndexError, RuntimeError):
+        value = None
+    expect(value, 0.5, "error, p 1 1, rewards 0 1", {"p = 1 belongs into the last bin, not behind it": None})
+    g = numbers(seed)
+    logit = torch.randn(400, generator=g)
+    rewards = (torch.rand(400, generator=g) < (0.5 * logit + 0.3).sigmoid()).float()
+    inputs, start = torch.stack([logit, torch.ones(400)], 1), tensor([1.0, 0.0])
+    for strength in (3.0, 200.0):
+        w = f(inputs, rewards, strength)
+        need(w.shape == (2,) and not w.requires_grad, "weights (f,) without a graph are wanted")
+        slope = inputs.T @ ((inputs @ w).sigmoid() - rewards)  # of the summed cross-entropy
+
+        def flat(slope: Tensor, pull: Tensor) -> bool:
+            return bool((slope + pull).norm() < 0.02 * max(1.0, float(slope.norm())))
+
+        pull = strength * (w - start)
+        need(not flat(slope, strength * w) or flat(slope, pull),
+            "the weights are held near 0, and (1, 0) is wanted: the logit as it is")
+        need(not flat(slope / 400, pull) or flat(slope, pull),
+            "the mean over rollouts: the sum is wanted, or the pull outweighs the labels")
+        need(not flat(slope, 2 * pull) or flat(slope, pull),
+            "strength times the squared distance: half of that is wanted")
+        need(not flat(slope, 0 * pull) or flat(slope, pull),
+            "nothing holds the weights: strength is not used")
+        need(flat(slope, pull),
+            f"strength {strength:g}: weights {shorten(w.tolist())} are no minimum, the slope there is "
+            f"{shorten((slope + pull).tolist())}")
+
+
+# ------------------------------------------------------------------------------------------- 9 choose_tokens
+
+
+def choose_tokens(module, seed: int) -> None:
+    f = module.choose_tokens
+    logits = tensor([[0.25, 0.25, 0.5]] * 4).log()
+    u = tensor([0.1, 0.25, 0.3, 0.8])
+    got, logprobs = f(logits, u, 1.0)
+    expect(got, tensor([0, 1, 1, 2]), "p .25 .25 .5, u .1 .25 .3 .8",
+        {"u = .25 gave token 0: the sum must be ABOVE u, or u = 0 could choose a token of probability 0":
+        tensor([0, 0, 1, 2]), "one token too far": tensor([1, 2, 2, 3]),
+        "the most probable token, u is not used": tensor([2, 2, 2, 2]),
+        "the order is turned round: the sum runs from token 0": tensor([2, 2, 2, 0])})
+    right = tensor([0.25, 0.25, 0.25, 0.5]).log()
+    expect(logprobs, right, "their log-probabilities", {"these are probabilities: the logarithm is wanted":
+        right.exp()})
+    expect(f(tensor([[0.0, 0.5, 0.5]]).log(), tensor([0.0]), 1.0)[0], tensor([1]), "p 0 .5 .5, u 0",
+        {"a token of probability 0 was chosen": tensor([0])})
+    logits = tensor([[0.0, 2.0]])
+    two = logits.div(2).log_softmax(-1)[0]
+    expect(f(logits, tensor([0.2]), 2.0)[1], two[:1], "logits 0 2, temperature 2, u .2",
+        {"multiplied by the temperature: it divides": logits.mul(2).log_softmax(-1)[0, 1:],
+        "the log-probability is that of temperature 1: the policy that samples is the one that is trained":
+        logits.log_softmax(-1)[0, :1], "temperature 1: it is not used": logits.log_softmax(-1)[0, 1:]})
+    greedy = f(logits, tensor([0.0]), 0.0)
+    expect(greedy[0], tensor([1]), "temperature 0, logits 0 2, u 0",
+        {"it draws: temperature 0 takes the most probable": tensor([0])})
+    expect(greedy[1], logits.log_softmax(-1)[0, 1:], "temperature 0",
+        {"the log-probability is that of temperature 1, not 0": tensor([0.0])})
+    g = numbers(seed)
+    many = torch.randn(300, 2000, generator=g)
+    last = f(many, torch.full((300,), 1 - 2**-24), 1.0)[0]
+    tail = many.double().softmax(-1).cumsum(-1)[torch.arange(300), last]
+    need(tail.min() > 0.99,
+        "u next to 1, 2000 tokens: rounded sums end below u, and token 0 was chosen where none is above it")
+    chosen = f(many[:1, :5].expand(4000, -1), (torch.arange(4000) + 0.5) / 4000, 1.0)[0]
+    off = torch.bincount(chosen, minlength=5) / 4000 - many[0, :5].softmax(-1)
+    need(off.abs().max() < 1e-3, "u evenly in [0, 1): each token is to come as often as it is probable")
+
+
+# --------------------------------------------------------------------------------------- 10 group_advantages
+
+
+def group_advantages(module, seed: int) -> None:
+    f = module.group_advantages
+    rewards = tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    centred = tensor([[0.75, -0.25, -0.25, -0.25], [0.25, 0.25, 0.25, -0.75]])
+    case = "rewards 1 0 0 0 and 1 1 1 0, eps 0.5"  # deviation 0.5 (G - 1) or 0.433 (G)
+    expect(f(rewards, eps=0.5), centred, case,
+        {"the deviation of the population: G - 1 is wanted, as TRL has it": centred / (0.1875**0.5 + 0.5),
+        "eps is not added to the deviation": centred / 0.5,
+        "eps stands under the root: it is added to the deviation": centred / 0.75**0.5,
+        "divided by the variance, not by its root": centred / 0.75,
+        "the mean is not taken off": rewards / (0.5 + 0.5),
+        "mean and deviation of the whole batch: each group has its own":
+        (rewards - 0.5) / (rewards.std() + 0.5), "the mean of the whole batch: each group has its own":
+        rewards - 0.5})
+    expect(f(rewards, normalize="none"), centred, 'the same, normalize "none"',
+        {'"none" divides by the deviation, too': centred / (0.5 + 1e-4)})
+    for size in range(2, 14):
+        for value in (0.1, 0.7, 1.0):
+            for normalize in ("std", "none"):
+                need((f(torch.full((1, size), value), normalize) == 0).all(),
+                    f"{size} equal rewards of {value}: exactly 0 is wanted; a rounded mean leaves a rest, "
+                    "of which Adam makes full steps")
+    need(raises(ValueError, lambda: f(torch.ones(4, 1))) and raises(ValueError, lambda: f(rewards, "mean")),
+        'a group of one rollout, and normalize "mean": ValueError')
+    rewards = torch.rand(5, 6, generator=numbers(seed))
+    got = f(rewards)
+    expect(got.sum(1), torch.zeros(5), "random rewards: advantages of a group add up to 0")
+    expect(f(rewards + 3), got, "random rewards: 3 more for everybody changes nothing")
+    expect(got.std(1), rewards.std(1) / (rewards.std(1) + 1e-4),
+        "random rewards: the advantages' deviation is 1")
+
+
+# ------------------------------------------------------------------------------------------ 11 token_weights
+
+
+def token_weights(module, seed: int) -> None:
+    f = module.token_weights
+    mask = tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    sequence = tensor([[0.25, 0.25, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]])
+    constant = mask / 8
+    wrong = {"that is the mean over all tokens": mask / 3, "that is the mean over rollouts": sequence,
+        "that is the sum over N * T": constant, "padding has a weight: it is no token":
+        torch.full((2, 4), 1 / 8)}
+
+    def others(name: str) -> dict:
+        return {text: values for text, values in wrong.items() if name not in text}
+
+    case = "responses of 2 and 1 tokens, T = 4"
+    expect(f(mask), sequence, f"sequence, {case}", others("rollouts") | {
+        "not divided by the number of rollouts": 2 * sequence, "padding has a weight":
+        tensor([[0.25] * 4, [0.5] * 4])})
+    expect(f(mask, "token"), mask / 3, f"token, {case}", others("tokens"))
+    expect(f(mask, "constant"), constant, f"constant, {case}", others("sum") | {"divided by T alone: N * T":
+        mask / 4, "divided by N alone: N * T": mask / 2})
+    empty = f(tensor([[1.0, 1.0], [0.0, 0.0]]))
+    need(empty.isfinite().all(), "a response without tokens: 0 / 0 is nan, its weights are 0")
+    expect(f(torch.zeros(2, 2), "token"), torch.zeros(2, 2), "no token at all",
+        {"0 / 0 is nan, the weights are 0": torch.full((2, 2), math.nan)})
+    for name, right in (("sequence", sequence / 2), ("token", mask / 6), ("constant", constant / 2)):
+        expect(f(mask, name, lambda x: 2 * x), right, f"{name}, two processes with such a batch each",
+            {"reduce is not used: weights are those of the whole batch, over all processes": 2 * right})
+    need(raises(ValueError, lambda: f(mask, "tokens")), 'loss_norm "tokens": ValueError')
+    g = numbers(seed)
+    lengths = torch.randint(1, 7, (9, 1), generator=g)
+    mask = (torch.arange(6) < lengths).float()
+    expect(f(mask).sum(1), torch.full((9,), 1 / 9), "sequence, random lengths: every rollout weighs 1 / N")
+    expect(f(mask, "token").sum(), tensor(1.0), "token, random lengths: the weights add up to 1")
+
+
+# ---------------------------------------------------------------------------------------------- 12 grpo_loss
+
+
+def grpo_loss(module, seed: int) -> None:
+    def f(new, old, ref, advantages, mask=None, weights=None, **settings):
+        new = new.clone().requires_grad_()
+        mask = torch.ones_like(new) if mask is None else mask
+        weights = mask / mask.sum() if weights is None else weights  # so that token_weights is not asked
+        loss, found = module.grpo_loss(new, old, ref, advantages, mask, weights=weights, **settings)
+        need(loss.requires_grad, "no gradient reaches the log-probabilities: only the old ones are constants")
+        loss.backward()
+        return loss.detach(), found, new.grad
+
+    zero, good, bad = torch.zeros(1, 1), tensor([1.0]), tensor([-1.0])
+    up, down = tensor([[1.5]]).log(), tensor([[0.5]]).log()
+    expect(f(up, zero, None, good)[0], tensor(-1.2), "ratio 1.5, advantage 1",
+        {"nothing is clipped, or max(J) for min(J): the gain beyond 1 + clip_high is not to count":
+        tensor(-1.5), "the sign: the loss is minus the objective": tensor(1.2)})
+    expect(f(up, zero, None, bad)[0], tensor(1.5), "ratio 1.5, advantage -1",
+        {"clipped, and here it must not be: min(plain, clipped) lets through what makes things worse":
+        tensor(1.2)})
+    expect(f(down, zero, None, bad)[0], tensor(0.8), "ratio 0.5, advantage -1",
+        {"not clipped at 1 - clip_low": tensor(0.5)})
+    expect(f(up, zero, None, good, clip_low=0.1, clip_high=0.4)[0], tensor(-1.4), "ratio 1.5, clip_high 0.4",
+        {"1 + clip_low: above, clip_high counts": tensor(-1.1)})
+    expect(f(down, zero, None, bad, clip_low=0.1, clip_high=0.4)[0], tensor(0.9), "ratio 0.5, clip_low 0.1",
+        {"1 - clip_high: below, clip_low counts": tensor(0.6)})
+    d = math.log(2)  # the reference's log-probability is lower by d
+    loss, found, slope = f(zero, zero, down, 0 * good, kl_coef=1.0)
+    expect(loss, tensor(0.5 + d - 1), "KL alone: log-probabilities 0, of the reference log(1/2)",
+        {"k1, the plain difference: it is negative half of the time": tensor(d),
+        "k1 with its sign turned round": tensor(-d), "k2, half the square: k3 is wanted": tensor(d * d / 2),
+        "k3 of the difference turned round: r is reference over policy": tensor(2 - d - 1),
+        "the KL term is taken off: it is a penalty, added to the loss": tensor(1 - 0.5 - d)})
+    expect(found["kl"], tensor(0.5 + d - 1), 'the metric "kl"')
+    need("kl" not in f(zero, zero, None, good)[1], 'ref_logprobs None: no metric "kl"')
+    loss, found, slope = f(zero, None, None, good)
+    expect(slope, tensor([[-1.0]]), "old_logprobs None: the ratio is 1, and its gradient is alive",
+        {"no gradient: the old log-probabilities are detached, the new ones are not": zero})
+    nan, mask = math.nan, tensor([[1.0, 0.0], [1.0, 1.0]])
+    new, old, ref = (torch.zeros(2, 2), tensor([[0.0, nan], [0.0, 0.0]]),
+        tensor([[0.0, -math.inf], [0.0, 0.0]]))
+    loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.2]]))
+    need(loss.isfinite() and slope.isfinite().all(),
+        "nan behind the end of a response: masked places must not be read: 0 * nan is nan, in gradients, too")
+    expect(loss, tensor(0.0), "weights .5 and .3 .2, advantages 1 -1",
+        {"a mean: the tokens have their weights": tensor(1 / 3)})
+    new = tensor([[1.5, 1.0], [1.0, 9.0]]).log()
+    found = f(new, torch.zeros(2, 2), None, tensor([1.0, 1.0]), tensor([[1.0, 1.0], [1.0, 0.0]]))[1]
+    expect(found["clip_fraction"], tensor(1 / 3),
+        "clip_fraction, one token of three is clipped, a masked one has ratio 9",
+        {"means of metrics are over tokens, not over padding": tensor(0.25)})
+    expect(found["ratio"], tensor(3.5 / 3), 'the metric "ratio", a mean over tokens')
+    g = numbers(seed)
+    new, old, weights = (torch.randn(4, 5, generator=g) for _ in range(3))
+    weights, advantages = weights.abs(), torch.randn(4, generator=g)
+    ratio, a = (new - old).exp(), advantages[:, None]
+    dead = ((ratio > 1.2) & (a > 0)) | ((ratio < 0.8) & (a < 0))
+    slope = f(new, old, None, advantages, weights=weights)[2]
+    expect(slope, (-weights * a * ratio).masked_fill(dead, 0.0),
+        "random: the gradient is -w A ratio, 0 where it is clipped")
+
+
+# ---------------------------------------------------------------------------------------- 13 acquire_rewards
+
+
+def acquire_rewards(module, seed: int) -> None:
+    from data import Task
+    from gnn import Groups
+
+    memory = SimpleNamespace(predict=lambda q, t, a, features, exclude=None: features[..., 0])
+    tasks = [Task(f"t{i}", "demo", "math", "?", answer=("4" if i in (0, 3) else None)) for i in range(5)]
+    said = ["#### 4", "#### 5", "#### 1", "#### 2", "#### 1", "no answer", "#### 6", "#### 4", "#### 9",
+        "#### 9"]
+    keys = [["4", "5"], ["1", "2"], ["1", None], ["6", "4"], ["9", "9"]]
+    p = tensor([[0.1, 0.9], [0.8, 0.05], [0.5, 0.95], [0.9, 0.8], [0.55, 0.6]])  # the memory's, by group
+    groups = Groups(torch.zeros(5, 2), torch.zeros(5, 2, 2), torch.zeros(5, 2, 2), p[..., None])
+
+    def f(memory=memory, groups=groups, **settings):
+        return module.acquire_rewards(tasks, said, memory, groups, keys, **settings)
+
+    rewards, source = f()
+    expect(list(source), ["verifier", "memory", "memory", "verifier", "memory"],
+        "the sources of tasks 1 to 5, 1 and 4 labelled")
+    right = tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+
+    def but(rows: list, *values: list) -> Tensor:
+        return right.index_copy(0, tensor(rows), tensor(values))
+
+    expect(rewards, right,
+        "tasks 1 and 4 labelled; p .8 .05 for task 2, .5 .95 for 3, .55 .6 for 5; no answer in 3's second",
+        {"0.5 is not above the threshold 0.5": but([2], [1.0, 0.0]),
+        "the memory judged the labelled tasks, too: they have a verifier":
+        but([0, 3], [0.0, 1.0], [1.0, 1.0]), "a rollout without an answer was rewarded": but([2], [0.0, 1.0]),
+        "keys of another group were used: which rollout has no answer?": but([2, 4], [0.0, 1.0], [1.0, 0.0]),
+        "the memory was shown groups that are not those of the unlabelled tasks":
+        but([1, 2, 4], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]), "the verifier's rewards stand in the wrong rows":
+        but([0, 3], [0.0, 1.0], [1.0, 0.0])})
+    soft = f(soft=True)[0]
+    expect(soft, but([1, 2, 4], [0.8, 0.05], [0.5, 0.0], [0.55, 0.6]),
+        "soft=True: the probabilities themselves", {"they are still 0 or 1": right})
+    rewards, source = f(
+        abstain=0.2
+    )  # means of |2p - 1|: 0.75, 0.5 (what has no answer is surely wrong), 0.15
+    sure = ["verifier", "memory", "memory", "verifier", "abstained"]
+    expect(list(source), sure, "abstain 0.2, of tasks 2, 3 and 5 the last is unsure",
+        {"`source` counts all tasks, your unsure ones count the unlabelled":
+        [*sure[:2], "abstained", "verifier", "memory"], "sure groups abstain, unsure ones do not":
+        ["verifier", "abstained", "abstained", "verifier", "memory"],
+        "the mean probability decides, or none abstains: 0.1 is as sure as 0.9, take |2p - 1|":
+        [*sure[:4], "memory"]})
+    expect(rewards, but([4], [0.0, 0.0]), "a group that abstains",
+        {"it still has its rewards: equal ones are wanted": right,
+        "labelled groups never abstain": 0 * right})
+    module.majority_key = lambda group: group[0]  # a stand-in: that is another exercise
+    rewards, source = f(memory=None, groups=None)
+    expect(list(source), ["verifier", "majority", "majority", "verifier", "majority"],
+        "no memory: the majority's vote")
+    expect(rewards[[1, 2, 4]], tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), "no memory: the majority's vote")
+    draw = random.Random(seed)
+    truth = [draw.choice((None, "1", "2")) for _ in range(12)]
+    some = [Task(f"t{i}", "demo", "math", "?", answer=answer) for i, answer in enumerate(truth)]
+    words = [f"#### {draw.choice('12')}" for _ in range(36)]
+    odd = torch.rand(12, 3, generator=numbers(seed))
+    groups = Groups(torch.zeros(12, 2), torch.zeros(12, 3, 2), torch.zeros(12, 3, 2), odd[..., None])
+    rewards, _ = module.acquire_rewards(some, words, memory, groups, [["1"] * 3] * 12)
+    for b, g in ((b, g) for b in range(12) for g in range(3)):
+        right = float(odd[b, g] > 0.5) if truth[b] is None else float(words[3 * b + g] == f"#### {truth[b]}")
+        expect(rewards[b, g].item(), right, f"random tasks: rollout {g} of task {b}, " + ("which has no label"
+            if truth[b] is None else "which has a label"))
+
+
+# -------------------------------------------------------------------------------------- 14 facility_location
+
+
+def facility_location(module, seed: int) -> None:
+    f = module.facility_location
+    x = tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]])
+    order, added = f(x, 2)  # coverage of 1: 0.8 + 1 + 0.96 + 1; then 4, which nothing is near to, adds 1
+    expect(order, [1, 4], "rows (1, 0) (.8, .6) (.6, .8) (.8, .6) (-1, 0)",
+        {"the farthest first: that picks outliers, take the row that adds most": [0, 4],
+        "cosines below 0 were added: what is unlike counts 0": [1, 2],
+        "a row that has a pick like it adds little: what is covered cannot be gained twice": [1, 3],
+        "a tie goes to the first row": [3, 4]})
+    expect(added, [3.76 / 5, 0.2], "what the two picks added, as a share of n",
+        {"the sum over rows: a share of n is wanted": [3.76, 1.0]})
+    expect(f(tensor([[0.1, 0.0], [8.0, 6.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]]), 2)[0], [1, 4],
+        "rows of other lengths")
+    long = f(tensor([[1.0, 0.0], [0.8, 0.6], [60.0, 80.0], [0.8, 0.6], [-1.0, 0.0]]), 1)[0]
+    expect(long, [1], "the same, row 2 a hundred times as long", {"lengths count: cosines are wanted": [2]})
+    expect(f(x, 1, picked=[1])[0], [4], "row 1 is picked already",
+        {"what is picked already was not looked at, or chosen again": [1]})
+    need(len(f(x, 9, picked=[1])[0]) == 4, "count 9 of 5 rows, one picked already: the four others")
+    g = numbers(seed)
+    x = torch.randn(40, 6, generator=g) * (1 + 5 * torch.rand(40, 1, generator=g))
+    unit = x / x.norm(dim=1, keepdim=True)
+    cosines = (unit @ unit.T).clamp(min=0)
+    order, added = f(x, 6, picked=[3, 5])
+    need(len(set(order) | {3, 5}) == 8, "random rows: no row is chosen twice, or again")
+    for n in range(6):
+        picks = [3, 5, *order[:n]]
+        gains = (cosines.maximum(cosines[:, picks].amax(1, keepdim=True)) - cosines[:, picks].amax(1,
+            keepdim=True)).mean(0)
+        need(gains[order[n]] > gains.max() - 1e-4,
+            f"random rows: pick {n + 1} adds {gains[order[n]]:.3f}, another would add {gains.max():.3f}")
+        expect(added[n], gains[order[n]].item(), f"random rows: what pick {n + 1} added, as a share of n")
+    expect(f(x, 6, picked=[3, 5], block=7)[0], order, "block = 7: the block's size changes nothing")
