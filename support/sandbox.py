@@ -520,8 +520,8 @@ def confine(folder, seconds, keep, memory=MEMORY):
 
 
 def spawn(run, folder, seconds, *sockets, memory=MEMORY):
-    """Fork a confined process that runs run(*sockets) and nothing else. `memory` includes what this process has
-    mapped already."""
+    """Fork a confined process that runs run(*sockets) and nothing else. `memory` includes what this
+    process has mapped already."""
     pid = os.fork()
     if pid == 0:
         try:
