@@ -27,8 +27,9 @@ data = importlib.import_module("data")  # of the folder above, which is on the p
 WORD = r"\n####|\n\([A-J]\)|\n| {4}|```python|```|[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]"
 SPECIAL = ["<pad>", "<end>", "<unknown>", "<user>", "<assistant>"]
 TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% if message.role == 'assistant' %}"
-    "<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+    "{% if message.role == 'assistant' %}<end>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 BATCH, PEAK_LEARNING_RATE = 128, 3e-3
 

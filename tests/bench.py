@@ -1,12 +1,12 @@
-"""How fast, as ratios: everything is measured alternately with what it is compared to, in one process, on one thread.
+"""How fast, as ratios: everything is measured alternately with what it is compared to, on one thread.
 
-    OMP_WAIT_POLICY=PASSIVE python tests/bench.py                  # all of it, about ten minutes
-    OMP_WAIT_POLICY=PASSIVE python tests/bench.py step logits      # parts: gnn step logits peak verifiers start memory
-    python tests/bench.py memory                                   # what fits on a GPU, computed
+    OMP_WAIT_POLICY=PASSIVE python tests/bench.py              # all of it, about ten minutes
+    OMP_WAIT_POLICY=PASSIVE python tests/bench.py step logits  # gnn step logits peak verifiers start memory
+    python tests/bench.py memory                               # what fits on a GPU, computed
 
-gnn wants torch-geometric, step and peak want trl; without them the comparison is left out, and says so. They have no
-place in requirements.txt: install them in a virtual environment of their own. Seconds are CPU time unless called wall
-clock, so that other work on the machine counts less. Not a test.
+gnn wants torch-geometric, step and peak want trl; without them the comparison is left out, and says so. They
+have no place in requirements.txt: install them in a virtual environment of their own. Seconds are CPU time
+unless called wall clock, so that other work on the machine counts less. Not a test.
 """
 
 import os
@@ -19,10 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-if __name__ == "__main__":  # before transformers is imported; pytest imports this file too, in search of doctests
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # before transformers is imported; pytest imports this file, too
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from torch import nn
 import gnn
 import grpo
 
+ROOT = Path(gnn.__file__).parent
 torch.set_num_threads(1)
 
 
@@ -56,7 +57,7 @@ def installed(package: str) -> bool:
     return bool(find_spec(package))
 
 
-# ------------------------------------------------------------------------------------------- the reward network
+# ----------------------------------------------------------------------------------------- the reward network
 
 G, DIM, K = 8, 384, 7
 
@@ -64,7 +65,10 @@ G, DIM, K = 8, 384, 7
 def embeddings(count: int, seed: int) -> gnn.Groups:
     """Queries around 32 centres, thinkings around their query, answers around their thinking."""
     random = torch.Generator().manual_seed(seed)
-    near = lambda x: F.normalize(x + 0.8 * torch.randn(x.shape, generator=random) / DIM**0.5, dim=-1)  # noqa: E731
+
+    def near(x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x + 0.8 * torch.randn(x.shape, generator=random) / DIM**0.5, dim=-1)
+
     centres = torch.randn(32, DIM, generator=torch.Generator().manual_seed(0))
     query = near(F.normalize(centres[torch.randint(32, (count,), generator=random)], dim=-1))
     thinking = near(query[:, None].expand(-1, G, -1))
@@ -72,10 +76,13 @@ def embeddings(count: int, seed: int) -> gnn.Groups:
 
 
 def geometric(width: int = 512):
-    """The network the paper describes, by torch_geometric: two heterogeneous GATv2 layers over the whole graph."""
+    """The network the paper describes, by torch_geometric: two heterogeneous GATv2 layers, all nodes."""
     from torch_geometric.nn import GATv2Conv, HeteroConv
 
-    attention = lambda: GATv2Conv(width, width // 4, heads=4, dropout=0.1, add_self_loops=False)  # noqa: E731
+
+    def attention() -> nn.Module:
+        return GATv2Conv(width, width // 4, heads=4, dropout=0.1, add_self_loops=False)
+
     edges = [("q", "to", "t"), ("t", "to", "q"), ("t", "to", "a"), ("a", "to", "t"), ("q", "like", "q")]
     model = nn.Module()
     model.start = nn.ModuleDict({kind: nn.Linear(DIM, width) for kind in "qta"})
@@ -83,7 +90,7 @@ def geometric(width: int = 512):
     model.query = nn.Sequential(nn.Linear(width, width // 2), nn.LayerNorm(width // 2))
     model.rollout = nn.Sequential(nn.Linear(2 * width + 3, width // 2), nn.LayerNorm(width // 2))
 
-    def forward(groups: gnn.Groups, memory: int) -> torch.Tensor:  # of the first `memory` groups queries may be heard
+    def forward(groups: gnn.Groups, memory: int) -> torch.Tensor:  # the first `memory` groups may be heard
         count = len(groups.queries)
         cosines = groups.queries @ groups.queries[:memory].T
         cosines[:memory].fill_diagonal_(-2)
@@ -94,8 +101,8 @@ def geometric(width: int = 512):
         x = {kind: model.start[kind](part.flatten(0, -2)) for kind, part in zip("qta", groups)}
         for layer in model.layers:
             x = {kind: h.relu() for kind, h in layer(x, index).items()}
-        rollouts = model.rollout(torch.cat([x["t"], x["a"], groups.features.flatten(0, 1)], -1)).view(count, G, -1)
-        return (model.query(x["q"])[:, None] * rollouts).sum(-1) / (width // 2)**0.5
+        rollouts = model.rollout(torch.cat([x["t"], x["a"], groups.features.flatten(0, 1)], -1))
+        return (model.query(x["q"])[:, None] * rollouts.view(count, G, -1)).sum(-1) / (width // 2)**0.5
 
     model.forward = forward
     return model
@@ -105,7 +112,8 @@ def filled_memory(count: int):
     from memreward import ExperienceMemory
 
     settings = dict(neighbors=K, gnn="gcn", gnn_networks=1, gnn_hidden=512, gnn_layers=2, gnn_dropout=0.1,
-                    gnn_epochs=1, gnn_patience=1, gnn_learning_rate=1e-3, gnn_weight_decay=1e-2, groups_per_query=1)
+                    gnn_epochs=1, gnn_patience=1, gnn_learning_rate=1e-3, gnn_weight_decay=1e-2,
+                    groups_per_query=1)
     memory, rewards = ExperienceMemory(SimpleNamespace(**settings)), torch.rand(count, G).round()
     memory.remember([str(n) for n in range(count)], *embeddings(count, 1), rewards)
     memory.fit(seed=0)
@@ -116,7 +124,10 @@ def bench_gnn() -> None:
     """Prediction and fitting against the whole-graph network of torch_geometric."""
     new, small, large = embeddings(102, 2), filled_memory(1104), filled_memory(4416)
     ids, rewards = torch.arange(1104), small.rewards
-    fit = lambda epochs: gnn.fit(small.models[0], small.groups, rewards, ids, K, ids % 5 == 0, epochs)  # noqa: E731
+
+    def fit(epochs: int) -> None:
+        gnn.fit(small.models[0], small.groups, rewards, ids, K, ids % 5 == 0, epochs)
+
     predict = {"small": lambda: small.predict(*new), "large": lambda: large.predict(*new)}
     epochs = {"one": lambda: fit(1), "three": lambda: fit(3)}
     if compared := installed("torch_geometric"):
@@ -134,7 +145,8 @@ def bench_gnn() -> None:
         epochs["other"] = epoch
     seconds, fits = alternate(predict, 8), alternate(epochs, 4)
     row("predict 102 x 8 rollouts from a memory of 1,104 x 8", f"{seconds['small'] * 1e3:.0f} ms")
-    row("  growth of that time with 4,416 memory queries", f"{seconds['large'] / seconds['small']:.2f} x", "under 1.5")
+    growth = seconds["large"] / seconds["small"]
+    row("  growth of that time with 4,416 memory queries", f"{growth:.2f} x", "under 1.5")
     epoch_seconds = (fits["three"] - fits["one"]) / 2
     row("one epoch of fitting on 1,104 x 8 (with validation)", f"{epoch_seconds:.2f} s")
     if compared:
@@ -160,8 +172,8 @@ def tiny(words: int = WORDS, width: int = 128, layers: int = 4):
     vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{n}": n for n in range(3, WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return model.float(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>",
-                                                  unk_token="<unk>", padding_side="left")
+    return model.float(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>",
+                                                  eos_token="<eos>", unk_token="<unk>", padding_side="left")
 
 
 def make_prompts(count: int) -> list[str]:
@@ -180,9 +192,10 @@ class OurStep:
     def __init__(self, accelerator, share_prompts: bool):
         self.model, self.tokenizer = tiny()
         self.reference, _ = tiny()
-        self.model, self.optimizer = accelerator.prepare(self.model, torch.optim.AdamW(self.model.parameters(), lr=1e-6,
-                                                                                        weight_decay=0.0))
-        self.accelerator, self.share, self.step, self.prompts = accelerator, share_prompts, 0, make_prompts(4 * PROMPTS)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.0)
+        self.model, self.optimizer = accelerator.prepare(self.model, optimizer)
+        self.accelerator, self.share, self.step = accelerator, share_prompts, 0
+        self.prompts = make_prompts(4 * PROMPTS)
         self.seconds = {"sample": [], "reference": [], "update": []}
 
     def __call__(self) -> None:
@@ -213,12 +226,14 @@ def trl_trainer(steps: int, callbacks: list):
 
     model, tokenizer = tiny()
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, gradient_checkpointing=False, beta=0.001, epsilon=0.2,
+        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, gradient_checkpointing=False,
+        beta=0.001, epsilon=0.2, loss_type="grpo",
         per_device_train_batch_size=PROMPTS * G, gradient_accumulation_steps=1, steps_per_generation=1,
-        num_iterations=1, num_generations=G, max_completion_length=LENGTH, temperature=1.0, top_p=1.0, top_k=0,
-        loss_type="grpo",
-        learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant", max_grad_norm=1.0, max_steps=steps,
-        logging_steps=10_000, save_strategy="no", report_to="none", disable_tqdm=True, seed=0)
+        num_iterations=1, num_generations=G, max_completion_length=LENGTH,
+        temperature=1.0, top_p=1.0, top_k=0,
+        learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant", max_grad_norm=1.0,
+        max_steps=steps, logging_steps=10_000, save_strategy="no", report_to="none", disable_tqdm=True,
+        seed=0)
     model.save_pretrained(config.output_dir)  # the trainer loads its reference from there
     model.config._name_or_path = config.output_dir
     return GRPOTrainer(model=model, args=config, processing_class=tokenizer, callbacks=callbacks,
@@ -231,7 +246,7 @@ def bench_step(rounds: int = 9) -> None:
     from accelerate import Accelerator
 
     if not installed("trl"):
-        steps = {"shared": OurStep(Accelerator(cpu=True), True), "plain": OurStep(Accelerator(cpu=True), False)}
+        steps = {name: OurStep(Accelerator(cpu=True), name == "shared") for name in ("shared", "plain")}
         seconds = alternate(steps, rounds)
     else:
         from transformers import TrainerCallback
@@ -244,7 +259,8 @@ def bench_step(rounds: int = 9) -> None:
 
             def on_step_end(self, *args, **kwargs):
                 times["trl"].append(time.process_time() - self.start)
-                for name in ("shared", "plain")[::1 if len(times["trl"]) % 2 else -1]:  # the first finds colder caches
+                turn = 1 if len(times["trl"]) % 2 else -1  # the first finds colder caches
+                for name in ("shared", "plain")[::turn]:
                     times[name].append(cpu_seconds(steps[name]))
 
         trainer = trl_trainer(rounds + 2, [Alternate])
@@ -293,7 +309,11 @@ def peak(which: str) -> None:
 
     if which == "ours":
         step = OurStep(Accelerator(cpu=True), True)
-        run = lambda: [step() for _ in range(4)]  # noqa: E731
+
+        def run() -> None:
+            for _ in range(4):
+                step()
+
     else:
         run = trl_trainer(4, []).train
     before = resident()
@@ -305,7 +325,8 @@ def bench_logits() -> None:
     """Forward and backward pass of one completion with 151,936 words."""
     for length in (128, 512, 2048):
         before, after = in_process("_logits", "ours", length)
-        row(f"log-probabilities, {length} tokens, 151,936 words: peak", f"{after - before:.0f} MiB", "the same for all")
+        row(f"log-probabilities, {length} tokens, 151,936 words: peak", f"{after - before:.0f} MiB",
+            "the same for all")
         if length < 2048:
             before, after = in_process("_logits", "full", length)
             row("  the same from (batch, length, vocabulary) logits", f"{after - before:.0f} MiB")
@@ -325,31 +346,33 @@ def logits(which: str, length: int) -> None:
 
 
 def bench_memory() -> None:
-    """Computed, not measured: what training Qwen2.5 with prompts and responses of 1,024 tokens holds in memory."""
+    """Computed, not measured: what training Qwen2.5 with prompts and responses of 1,024 tokens holds."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shapes = {"Qwen2.5-1.5B": (1536, 8960, 28, 12), "Qwen2.5-3B": (2048, 11008, 36, 16)}
     print("computed, GB (10^9 bytes); 2,048 tokens a rollout, bf16 autocast with fp32 weights")
-    print(f"{'':14}{'GPUs':>5}{'weights,':>11}{'AdamW':>8}{'bf16':>8}{'bf16':>9}{'bf16':>8}{'rollout, update':>24}{'rollout,':>11}"
-          f"{'left for rollouts on':>27}")
-    print(f"{'':14}{'':5}{'gradients':>11}{'':8}{'ref.':>8}{'sampler':>9}{'casts':>8}{'plain':>12}{'checkpointed':>14}"
-          f"{'sampling':>10}{'24':>10}{'40':>9}{'80':>9}")
+    print(f"{'':14}{'GPUs':>5}{'weights,':>11}{'AdamW':>8}{'bf16':>8}{'bf16':>9}{'bf16':>8}"
+          f"{'rollout, update':>24}{'rollout,':>11}{'left for rollouts on':>27}")
+    print(f"{'':14}{'':5}{'gradients':>11}{'':8}{'ref.':>8}{'sampler':>9}{'casts':>8}"
+          f"{'plain':>12}{'checkpointed':>14}{'sampling':>10}{'24':>10}{'40':>9}{'80':>9}")
     for name, (width, inner, layers, heads) in shapes.items():
-        config = Qwen2Config(vocab_size=151_936, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-                             num_attention_heads=heads, num_key_value_heads=2, tie_word_embeddings=True)
+        config = Qwen2Config(vocab_size=151_936, hidden_size=width, intermediate_size=inner,
+                             num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=2,
+                             tie_word_embeddings=True)
         with torch.device("meta"):
             weights = sum(p.numel() for p in Qwen2ForCausalLM(config).parameters()) / 1e9
         narrow = 2 * 2 * width // heads  # keys and values
-        layer = 4 * 4 * width + 2 * (4 * width + 3 * narrow + 2 * width + 4 * inner)  # fp32 stream and norms, bf16 rest
+        layer = 4 * 4 * width + 2 * (6 * width + 3 * narrow + 4 * inner)  # fp32 stream, norms; bf16 the rest
         plain, checkpointed = 2048 * layers * layer / 1e9, 2048 * (layers * 4 * width + layer) / 1e9
         cache = 2048 * layers * narrow * 2 / 1e9
         for gpus in (1, 8):
-            # weights, gradients and AdamW's moments are sharded; reference and the copy that samples are whole
+            # weights, gradients and AdamW's moments are sharded; reference and sampling copy are whole
             state = [8 * weights / gpus, 8 * weights / gpus, 2 * weights, 2 * weights, 2 * weights / gpus]
             left = [size - sum(state) - 1.5 for size in (24, 40, 80)]  # 1.5: chunks of logits, the context
             shown = [f"{x:.0f}" if x > checkpointed else "no" for x in left]
-            print(f"{name:14}{gpus:5}{state[0]:11.1f}{state[1]:8.1f}{state[2]:8.1f}{state[3]:9.1f}{state[4]:8.1f}{plain:12.1f}"
-                  f"{checkpointed:14.2f}{cache:10.3f}{shown[0]:>10}{shown[1]:>9}{shown[2]:>9}")
+            print(f"{name:14}{gpus:5}{state[0]:11.1f}{state[1]:8.1f}{state[2]:8.1f}{state[3]:9.1f}"
+                  f"{state[4]:8.1f}{plain:12.1f}{checkpointed:14.2f}{cache:10.3f}{shown[0]:>10}"
+                  f"{shown[1]:>9}{shown[2]:>9}")
 
 
 # ------------------------------------------------------------------------------------------- verifiers, start
@@ -370,13 +393,16 @@ def bench_verifiers() -> None:
     texts = grpo.sample(model, tokenizer, prompts, G, 48).texts
     start = time.perf_counter()
     grpo.sample(model, tokenizer, prompts, G, 48)
-    row("sampling, a rollout of the small world", f"{(time.perf_counter() - start) / len(texts) * 1e3:.2f} ms")
+    row("sampling, a rollout of the small world",
+        f"{(time.perf_counter() - start) / len(texts) * 1e3:.2f} ms")
     for domain in ("math", "qa", "code"):
-        pairs = [(task, texts[n * G + g]) for n, task in enumerate(tasks) if task.domain == domain for g in range(G)]
+        places = [n for n, task in enumerate(tasks) if task.domain == domain]
+        pairs = [(tasks[n], texts[n * G + g]) for n in places for g in range(G)]
         verify_batch(*zip(*pairs[:2]))
         start = time.perf_counter()
         verify_batch(*zip(*pairs))
-        row(f"  verifying it, {domain} (wall clock)", f"{(time.perf_counter() - start) / len(pairs) * 1e3:.3f} ms")
+        row(f"  verifying it, {domain} (wall clock)",
+            f"{(time.perf_counter() - start) / len(pairs) * 1e3:.3f} ms")
 
 
 def bench_start() -> None:
@@ -390,8 +416,8 @@ def bench_start() -> None:
         row(f"python train.py {' '.join(flags)}", f"{statistics.median(times):.2f} s", "under 2")
 
 
-PARTS = {"gnn": bench_gnn, "step": bench_step, "peak": bench_peak, "logits": bench_logits, "verifiers": bench_verifiers,
-         "start": bench_start, "memory": bench_memory}
+PARTS = {"gnn": bench_gnn, "step": bench_step, "peak": bench_peak, "logits": bench_logits,
+         "verifiers": bench_verifiers, "start": bench_start, "memory": bench_memory}
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(PARTS)

@@ -1,4 +1,4 @@
-"""Benchmarks by name, on a few rows of each set's real shape: mappings, splits without leaks, errors, own domains."""
+"""Benchmarks by name, on rows of each set's shape: mappings, splits without leaks, errors, own domains."""
 
 import ast
 import contextlib
@@ -27,11 +27,11 @@ from support.sandbox import signatures, survey
 
 GSM8K = [
     {
-        "question": "The girls are trying to raise money for a carnival. Kim raises $320 more than Alexandra, who raises "
-        "$430, and Maryam raises $400 more than Sarah, who raises $300. How much money, in dollars, did they "
-        "all raise in total?",
-        "answer": "Kim raises 320+430=$<<320+430=750>>750\nMaryam raises 400+300=$<<400+300=700>>700\nThey raise "
-        "750+430+400+700=$<<750+430+400+700=2280>>2,280\n#### 2,280",
+        "question": "The girls are trying to raise money for a carnival. Kim raises $320 more "
+        "than Alexandra, who raises $430, and Maryam raises $400 more than Sarah, who raises $300. How much "
+        "money, in dollars, did they all raise in total?",
+        "answer": "Kim raises 320+430=$<<320+430=750>>750\nMaryam raises 400+300=$<<400+300=700>>700\n"
+        "They raise 750+430+400+700=$<<750+430+400+700=2280>>2,280\n#### 2,280",
     },
     {
         "question": "A debt grows from $3 to $8. By how much does the account change?",
@@ -80,7 +80,8 @@ GPQA = {
 HUMANEVAL = {
     "task_id": "HumanEval/23",
     "entry_point": "strlen",
-    "prompt": "\n\ndef strlen(string: str) -> int:\n    ''' Return the length\n    >>> strlen('abc')\n    3\n    '''\n",
+    "prompt": "\n\ndef strlen(string: str) -> int:\n"
+    "    ''' Return the length\n    >>> strlen('abc')\n    3\n    '''\n",
     "canonical_solution": "    return len(string)\n\n",
     "test": """
 
@@ -116,7 +117,8 @@ MBPP = {
     "prompt": "Write a python function to find the volume of a triangular prism.",
     "test_imports": ["import math"],
     "test_list": ["assert math.isclose(find_Volume(10,8,6), 240)", "assert find_Volume(3,2,2) == 6"],
-    "test": "inputs = [[10,8,6]]\nresults=[240]\nfor i, r in zip(inputs, results):\n    assert find_Volume(*i) == r\n",
+    "test": "inputs = [[10,8,6]]\nresults=[240]\n"
+    "for i, r in zip(inputs, results):\n    assert find_Volume(*i) == r\n",
 }
 ROWS = {  # name: (row, question, choices, answer)
     "gsm8k": (GSM8K[0], GSM8K[0]["question"], None, "2280"),
@@ -263,7 +265,8 @@ def test_mapping(hub, name):
 
 def test_table_of_the_thirteen():
     assert len(BENCHMARKS) == 13 and set(benchmarks.OUT_OF_DOMAIN) == {"numina_math", "piqa", "siqa"}
-    assert set(benchmarks.CUT_BY_HASH) == {"gsm_symbolic", "gpqa", "humaneval_plus", "mbpp_plus", "numina_math"}
+    one_split = {"gsm_symbolic", "gpqa", "humaneval_plus", "mbpp_plus", "numina_math"}
+    assert set(benchmarks.CUT_BY_HASH) == one_split
     for name, benchmark in BENCHMARKS.items():
         assert (benchmark.train == benchmark.test) == (name in benchmarks.CUT_BY_HASH)
         assert name in ROWS or name in (
@@ -778,9 +781,8 @@ def test_a_domain_of_ones_own(tmp_path, monkeypatch):
 
 # ---- averages ----
 
-LARGE = [
-    name for name in BENCHMARKS if name not in (*benchmarks.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus")
-]
+SMALL = {*benchmarks.OUT_OF_DOMAIN, "gpqa", "humaneval_plus", "mbpp_plus"}
+LARGE = [name for name in BENCHMARKS if name not in SMALL]
 
 
 def test_the_paper_weights_by_questions():

@@ -44,10 +44,11 @@ def small_model(layers=2, dropout=0.0, seed=0, kind="gcn"):
 
 
 def judge(model, receivers, memory, rewards, k=3, exclude=None, ids=None):
-    return model.receive(receivers, model.send(memory, rewards), similarity_edges(receivers, memory, k, exclude, ids))
+    edges = similarity_edges(receivers, memory, k, exclude, ids)
+    return model.receive(receivers, model.send(memory, rewards), edges)
 
 
-# ------------------------------------------------------------------------------------------- nearest neighbours
+# ----------------------------------------------------------------------------------------- nearest neighbours
 
 
 @pytest.mark.parametrize("n, m, d, k, excluded", [(5, 40, 8, 3, 0.0), (7, 9, 3, 9, 0.0), (3, 2, 4, 7, 0.0),
@@ -60,7 +61,8 @@ def test_knn_is_brute_force(n, m, d, k, excluded):
     indices, cosines = knn(queries, memory, k, exclude)
     assert indices.shape == cosines.shape == (n, min(k, m))
     for i in range(n):
-        cosine = [torch.dot(queries[i], row).item() / (queries[i].norm() * row.norm()).item() for row in memory]
+        q = queries[i]
+        cosine = [torch.dot(q, row).item() / (q.norm() * row.norm()).item() for row in memory]
         order = sorted((j for j in range(m) if not exclude[i, j]), key=lambda j: (-cosine[j], j))[:k]
         assert indices[i, :len(order)].tolist() == order
         assert cosines[i, :len(order)].tolist() == pytest.approx([cosine[j] for j in order], abs=1e-5)
@@ -92,7 +94,7 @@ def test_knn_of_stacked_problems_is_each_alone():
         assert torch.equal(indices[b], alone[0]) and torch.allclose(cosines[b], alone[1])
 
 
-# --------------------------------------------------------------------------------------------------- the graph
+# -------------------------------------------------------------------------------------------------- the graph
 
 
 @pytest.mark.parametrize("k, size, excluded", [(2, G, 0.0), (3, 2, 0.5), (20, G, 0.0)])
@@ -100,8 +102,10 @@ def test_similarity_edges_are_a_search_among_the_retrieved_groups(k, size, exclu
     memory, receivers = random_groups(6), random_groups(5, size, seed=1)
     exclude = torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) < excluded
     edges = similarity_edges(receivers, memory, k, exclude)
-    cos = lambda a, b: torch.cosine_similarity(a, b, dim=0).item()  # noqa: E731
-    real = lambda senders, cosines: [s for s, c in zip(senders.tolist(), cosines.tolist()) if c > -2]  # noqa: E731
+
+    def real(senders, cosines):
+        return [s for s, c in zip(senders.tolist(), cosines.tolist()) if c > -2]
+
     for b in range(5):
         open_rows = [m for m in range(6) if not exclude[b, m]]
         near = sorted(open_rows, key=lambda m: -cos(receivers.queries[b], memory.queries[m]))[:k]
@@ -135,7 +139,8 @@ def test_neighbours_are_counted_by_query_not_by_group(k, excluded):
             assert {row // G for row in senders[b][cosines[b].isfinite()].tolist()} <= heard
 
 
-@pytest.mark.parametrize("edges", [[], [(0, 1), (1, 0)], [(0, 1), (1, 0), (1, 2), (2, 1), (4, 2), (2, 4)], [(3, 0)]])
+@pytest.mark.parametrize("edges", [[], [(0, 1), (1, 0)], [(3, 0)],
+                                   [(0, 1), (1, 0), (1, 2), (2, 1), (4, 2), (2, 4)]])
 def test_gcn_layer_is_the_dense_formula(edges):
     torch.manual_seed(0)
     layer, x = GCNLayer(3, 4), torch.randn(5, 3)
@@ -148,7 +153,7 @@ def test_gcn_layer_is_the_dense_formula(edges):
     assert torch.allclose(layer(x, edge_index), expected, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------- the network
+# ------------------------------------------------------------------------------------------------ the network
 
 
 def slow_start(model, groups, m, rewards=None):
@@ -166,7 +171,7 @@ def slow_start(model, groups, m, rewards=None):
 
 
 def slow_layer(model, n, nodes, similar):
-    """One layer over a group: both structural convolutions as sums over single edges, and what comes from elsewhere."""
+    """One layer over a group: both structural convolutions, edge by edge, and what comes from elsewhere."""
     size, new = (len(nodes) - 1) // 2, {}
     edges = {"up": [("q", ("t", g)) for g in range(size)], "low": [(("t", g), ("a", g)) for g in range(size)]}
     for name in nodes:
@@ -192,14 +197,16 @@ def slow_logit(model, receivers, b, g, memory, rewards, k, exclude=()):
                   key=lambda m: -cos(receivers.queries[b], memory.queries[m]))[:k]
     neighbours = {"q": [(cos(receivers.queries[b], memory.queries[m]), m, "q") for m in near]}
     for i in range(receivers.thinkings.shape[1]):
-        for name, new, old in (("t", receivers.thinkings, memory.thinkings), ("a", receivers.answers, memory.answers)):
+        for name, new, old in (("t", receivers.thinkings, memory.thinkings),
+                               ("a", receivers.answers, memory.answers)):
             pairs = [(cos(new[b, i], old[m, j]), m, (name, j)) for m in near for j in range(old.shape[1])]
             neighbours[name, i] = sorted(pairs, key=lambda pair: -pair[0])[:k]
     senders, x = {m: slow_start(model, memory, m, rewards) for m in near}, slow_start(model, receivers, b)
     for n in range(len(model.similarity)):
         relation = dict(zip("qta", model.similarity[n], strict=True))
-        similar = {name: sum(max(c, 0) * (relation[name[0]].weight @ senders[m][other]) for c, m, other in pairs)
-                   / len(pairs) for name, pairs in neighbours.items() if pairs}
+        heard = {name: [max(c, 0) * (relation[name[0]].weight @ senders[m][other]) for c, m, other in pairs]
+                 for name, pairs in neighbours.items()}
+        similar = {name: sum(messages) / len(messages) for name, messages in heard.items() if messages}
         x = slow_layer(model, n, x, similar)
         senders = {m: slow_layer(model, n, nodes, {}) for m, nodes in senders.items()}
     query = model.judge.query(x["q"])
@@ -223,7 +230,8 @@ def test_logits_equal_a_slow_twin(layers, size, k, exclude, kind):
             assert logits[b, g].item() == pytest.approx(slow.item(), abs=1e-4)
 
 
-RELATIONS = ([f"{name}.{layer}.linear" for name in ("query_thinking", "thinking_answer") for layer in range(2)]
+RELATIONS = ([f"{name}.{layer}.linear" for name in ("query_thinking", "thinking_answer")
+              for layer in range(2)]
              + [f"similarity.{layer}.{kind}" for layer in range(2) for kind in range(3)])
 
 
@@ -244,14 +252,16 @@ def test_gcn_layer_emptied_breaks_prediction(monkeypatch):
 
 def test_only_cosines_of_embeddings_matter_to_the_graph():
     """Scaled, and rotated all together, they change nothing that the graph says."""
-    model, memory, receivers, rewards = small_model(), random_groups(5), random_groups(3, seed=1), random_rewards(5)
+    model, memory, rewards = small_model(), random_groups(5), random_rewards(5)
+    receivers = random_groups(3, seed=1)
     turn, _ = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(2)))
 
     def turned(groups, scale):
         return Groups(*(scale * part @ turn for part in groups[:3]), groups.features)
 
     before = judge(model, receivers, memory, rewards)
-    assert torch.allclose(judge(model, turned(receivers, 7.0), turned(memory, 0.1), rewards), before, atol=1e-5)
+    after = judge(model, turned(receivers, 7.0), turned(memory, 0.1), rewards)
+    assert torch.allclose(after, before, atol=1e-5)
 
 
 def test_a_neighbour_that_points_away_says_nothing():
@@ -261,7 +271,8 @@ def test_a_neighbour_that_points_away_says_nothing():
 
 
 def test_without_neighbours_nothing_is_heard():
-    model, memory, receivers, rewards = small_model(), random_groups(4), random_groups(3, seed=1), random_rewards(4)
+    model, memory, rewards = small_model(), random_groups(4), random_rewards(4)
+    receivers = random_groups(3, seed=1)
     alone = judge(model, receivers, memory, rewards, k=0)
     assert torch.equal(alone, judge(model, receivers, memory, 1 - rewards, k=0))
     for weight in model.similarity.parameters():
@@ -283,12 +294,14 @@ def test_an_mlp_is_two_towers_and_a_product():
     logits = model.receive(groups, [], [])
     for b in range(2):
         for g in range(G):
-            q, r = D**0.5 * groups.queries[b], D**0.5 * torch.cat([groups.thinkings[b, g], groups.answers[b, g]])
+            q = D**0.5 * groups.queries[b]
+            r = D**0.5 * torch.cat([groups.thinkings[b, g], groups.answers[b, g]])
             r = torch.cat([r, groups.features[b, g]])
             for layer in (0, 3):
                 q, r = torch.relu(model.query[layer](q)), torch.relu(model.rollout[layer](r))
             q, r = model.judge.query(q), model.judge.rollout(torch.cat([r, groups.features[b, g]]))
-            assert logits[b, g].item() == pytest.approx((q @ r / (H // 2) ** 0.5 + model.judge.bias).item(), abs=1e-5)
+            expected = q @ r / (H // 2) ** 0.5 + model.judge.bias
+            assert logits[b, g].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_the_papers_network_hears_its_neighbours_but_not_their_rewards():
@@ -301,9 +314,9 @@ def test_the_papers_network_hears_its_neighbours_but_not_their_rewards():
 
 
 def test_a_flipped_reward_reaches_its_sibling_and_never_itself():
-    """In the graph of training, with dropout on: a rollout's own logit stays bit-identical, its sibling group's change."""
-    model, memory, rewards, ids = small_model(dropout=0.2).train(), random_groups(8), random_rewards(8), torch.arange(4)
-    ids = ids.repeat(2)
+    """In training's graph, with dropout: a rollout's own logit stays bit-identical, its sibling's change."""
+    model, memory, rewards = small_model(dropout=0.2).train(), random_groups(8), random_rewards(8)
+    ids = torch.arange(4).repeat(2)
     memory.queries[4:] = memory.queries[:4]  # groups i and i + 4 are siblings
     edges = similarity_edges(memory, memory, 2, same_rollouts(memory), ids)
     flipped = rewards.clone()
@@ -343,7 +356,7 @@ def test_leave_one_out_hides_own_rewards_bit_for_bit(ids):
     assert (before[~own] != after[~own]).any(dim=1).all()
 
 
-# ------------------------------------------------------------------------------------------------ training, metrics
+# ------------------------------------------------------------------------------------------ training, metrics
 
 
 def test_fit_restores_the_best_epoch():
@@ -357,7 +370,7 @@ def test_fit_restores_the_best_epoch():
     assert len(best) == 1 and best[0]["val_loss"] == min(losses) and 0 < best[0]["epoch"] == len(history) - 6
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     shorter = fit(twin, memory, rewards, ids, epochs=best[0]["epoch"] + 1, patience=5, **settings)
-    assert shorter == history[:len(shorter)]  # the same seed gives the same run, which here ends with its best epoch
+    assert shorter == history[:len(shorter)]  # the same seed, the same run, which ends with its best epoch
     for mine, other in zip(model.state_dict().values(), twin.state_dict().values()):
         assert torch.equal(mine, other)
     assert torch.equal(state, torch.get_rng_state()) and not model.training
@@ -373,7 +386,8 @@ def test_fit_stops_on_labels_it_does_not_train_on():
         for weight in model.similarity.parameters():
             torch.nn.init.zeros_(weight)  # nothing is sent in the first epoch
         losses.append(fit(model, memory, labels, ids, 3, held_out, epochs=1)[0])
-    assert losses[0]["train_loss"] == losses[1]["train_loss"] and losses[0]["val_loss"] != losses[1]["val_loss"]
+    assert losses[0]["train_loss"] == losses[1]["train_loss"]
+    assert losses[0]["val_loss"] != losses[1]["val_loss"]
 
 
 @pytest.mark.parametrize("kind", ["gcn", "mlp", "paper"])
@@ -399,7 +413,8 @@ def test_fit_survives_few_ids_and_equal_rewards(count, value):
     rewards = random_rewards(count) if value is None else torch.full((count, G), value)
     ids = torch.arange(count)
     history = fit(model, memory, rewards, ids, 3, fold_ids(ids, 5) == 0, epochs=9, patience=4)
-    assert len(history) == (4 if count < 5 else 9) or history[-1]["val_loss"] > min(e["val_loss"] for e in history)
+    least = min(epoch["val_loss"] for epoch in history)
+    assert len(history) == (4 if count < 5 else 9) or history[-1]["val_loss"] > least
     logits = judge(model, random_groups(2, seed=1), memory, rewards)
     assert logits.isfinite().all() and math.isfinite(history[-1]["train_loss"])
 
@@ -410,7 +425,7 @@ def test_metrics_are_counts_over_pairs(seed):
     rewards, p = (torch.rand(30, generator=g) < 0.4).float(), (torch.rand(30, generator=g) * 8).round() / 8
     pairs = [(a > b) + 0.5 * (a == b) for a in p[rewards == 1].tolist() for b in p[rewards == 0].tolist()]
     guess = [(x > 0.25, y == 1) for x, y in zip(p.tolist(), rewards.tolist())]
-    tp, fp, fn, tn = (guess.count(case) for case in ((True, True), (True, False), (False, True), (False, False)))
+    tp, fp, fn, tn = (guess.count((x, y)) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
     expected = {"accuracy": (tp + tn) / 30, "precision": tp / (tp + fp), "recall": tp / (tp + fn),
                 "f1": 2 * tp / (2 * tp + fp + fn), "fp_rate": fp / (fp + tn), "auc": sum(pairs) / len(pairs)}
     assert metrics(p, rewards, threshold=0.25) == pytest.approx(expected)
@@ -436,7 +451,8 @@ def test_folds_part_the_ids(count):
 
 def test_calibration_is_where_the_gradient_vanishes():
     g = torch.Generator().manual_seed(0)
-    x, y, start = torch.randn(60, 3, generator=g), torch.rand(60, generator=g).round(), torch.tensor([1.0, 0.0, 0.0])
+    x, y = torch.randn(60, 3, generator=g), torch.rand(60, generator=g).round()
+    start = torch.tensor([1.0, 0.0, 0.0])
     weights = calibrate(x, y, strength=3.0)
     assert ((x.T @ ((x @ weights).sigmoid() - y) + 3 * (weights - start)).abs() < 1e-3).all()
     assert torch.equal(calibrate(x[:0], y[:0]), start)
@@ -451,7 +467,7 @@ def test_calibration_error_is_a_loop_over_bins():
     assert calibration_error(torch.ones(2), torch.ones(2)) == 0
 
 
-# ------------------------------------------------------------------------------------------------ which labels to buy
+# ---------------------------------------------------------------------------------------- which labels to buy
 
 
 def slow_pick(cosines, count, picked):
@@ -484,7 +500,8 @@ def test_facility_location_is_the_greedy_search(block, picked):
 @pytest.mark.parametrize("seed", range(5))
 def test_coverage_is_never_below_that_of_a_random_choice(seed):
     g = torch.Generator().manual_seed(seed)
-    x = torch.nn.functional.normalize(torch.randn(60, 4, generator=g) + 2 * torch.eye(4)[torch.arange(60) % 4], dim=1)
+    x = torch.randn(60, 4, generator=g) + 2 * torch.eye(4)[torch.arange(60) % 4]
+    x = torch.nn.functional.normalize(x, dim=1)
     _, added = facility_location(x, 6)
     for _ in range(20):
         rows = torch.randperm(60, generator=g)[:6]

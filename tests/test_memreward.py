@@ -78,7 +78,7 @@ def test_own_rewards_never_reach_the_own_prediction():
 
 
 def test_two_ids_with_one_question_stay_two():
-    """Groups are told apart by position and id: a twin in the memory may be heard, one's own entry may not."""
+    """Groups are told apart by position and id: a twin may be heard, one's own entry may not."""
     groups = random_groups(12)
     for part in groups[:3]:
         part[1] = part[0]
@@ -100,7 +100,7 @@ def test_a_prediction_does_not_depend_on_its_batch(size):
     alone = torch.cat([memory.predict(*new.rows([b]), exclude=exclude[b:b + 1]) for b in range(6)])
     assert together.shape == (6, size) and torch.allclose(together, alone, atol=1e-6)
     for part in new:
-        part[0] = torch.randn(part[0].shape)  # another group's rollouts, same shapes: nothing moves, bit for bit
+        part[0] = torch.randn(part[0].shape)  # another group's rollouts: nothing moves, bit for bit
     assert torch.equal(memory.predict(*new, exclude=exclude)[1:], together[1:])
 
 
@@ -124,7 +124,8 @@ def test_inputs_stay_as_they_are_and_are_not_shared():
 def test_remembering_later_equals_sending_everything_again():
     memory, new = fitted(), random_groups(5, seed=1)
     for step in range(3):
-        memory.remember([f"q{step}", f"new{step}", "q0"], *random_groups(3, seed=step), random_rewards(3, seed=step))
+        ids = [f"q{step}", f"new{step}", "q0"]
+        memory.remember(ids, *random_groups(3, seed=step), random_rewards(3, seed=step))
     again = [model.send(memory._scaled(memory.groups), memory.rewards) for model in memory.models]
     for cached, table in zip(sum(sum(memory.messages, []), []), sum(sum(again, []), []), strict=True):
         assert torch.allclose(cached, table, atol=1e-5)
@@ -143,21 +144,27 @@ def test_the_newest_groups_of_an_id_stay():
 
 
 def test_the_memory_learns_what_only_labels_of_similar_rollouts_tell():
-    """Every topic has mistakes of its own, random vectors with random labels: only neighbours' rewards can tell."""
+    """Each topic has its own mistakes, random vectors with random labels: only neighbours' rewards tell."""
     g = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, 32, generator=g)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, 32, generator=g)
+
     topics, patterns = draw(60), draw(60, 3)
     labels = torch.rand(60, 3, generator=g) < 0.5
     topic = torch.arange(300) % 60  # five queries a topic, the last one unlabelled
     kind = torch.randint(3, (300, 4), generator=g)
     mistakes = patterns[topic[:, None], kind]
-    groups = Groups(topics[topic] + 0.3 * draw(300), mistakes + 0.3 * draw(300, 4), mistakes + 0.3 * draw(300, 4),
-                    torch.zeros(300, 4, 1))
+    groups = Groups(topics[topic] + 0.3 * draw(300), mistakes + 0.3 * draw(300, 4),
+                    mistakes + 0.3 * draw(300, 4), torch.zeros(300, 4, 1))
     rewards, known, asked = labels[topic[:, None], kind].float(), slice(0, 240), slice(240, 300)
     memory = ExperienceMemory(config(gnn="gcn", gnn_epochs=40, gnn_patience=10))
     memory.remember([str(i) for i in range(240)], *groups.rows(known), rewards[known])
     memory.fit(seed=0)
-    auc = lambda memory: metrics(memory.predict(*groups.rows(asked)).flatten(), rewards[asked].flatten())["auc"]  # noqa: E731
+
+    def auc(memory):
+        return metrics(memory.predict(*groups.rows(asked)).flatten(), rewards[asked].flatten())["auc"]
+
     shuffled = rewards[known].flatten()[torch.randperm(960, generator=g)].view(240, 4)
     assert auc(memory) > 0.9
     assert abs(auc(with_rewards(memory, shuffled)) - 0.5) < 0.12
@@ -180,9 +187,9 @@ def test_explain_says_what_predict_did():
             for other in rollout[kind]:
                 row = memory.ids.index(other["id"])
                 assert other["reward"] == memory.rewards[row, other["rollout"]]
-                assert other["cosine"] == pytest.approx(
-                    torch.cosine_similarity(vectors[0, g], known[row, other["rollout"]], dim=0).item(), abs=1e-5)
-    smaller = ExperienceMemory(config())  # moved: leave q2 and the nearest out of the memory for good and ask again
+                cosine = torch.cosine_similarity(vectors[0, g], known[row, other["rollout"]], dim=0).item()
+                assert other["cosine"] == pytest.approx(cosine, abs=1e-5)
+    smaller = ExperienceMemory(config())  # moved: leave q2 and the nearest out for good and ask again
     smaller.models, smaller.weights, smaller.scale = memory.models, memory.weights, memory.scale
     smaller.messages = [[[table[:0] for table in layer] for layer in each] for each in memory.messages]
     keep = [i for i, id in enumerate(memory.ids) if id not in ("q2", trace[0]["queries"][0]["id"])]
@@ -194,7 +201,8 @@ def test_explain_says_what_predict_did():
 def test_explain_with_nobody_left_to_hear_from():
     memory, new = fitted(1), random_groups(1, seed=1)
     trace = memory.explain(*(part[0] for part in new), exclude="q0")
-    assert [rollout["probability"] for rollout in trace] == pytest.approx(memory.predict(*new, exclude=["q0"])[0].tolist())
+    expected = memory.predict(*new, exclude=["q0"])[0].tolist()
+    assert [rollout["probability"] for rollout in trace] == pytest.approx(expected)
     assert all(rollout[kind] == [] for rollout in trace for kind in ("queries", "thinkings", "answers"))
 
 
@@ -300,13 +308,14 @@ def test_groups_left_out_of_the_fit_teach_nothing_and_still_send():
 def test_fresh_groups_of_a_query_do_not_crowd_out_other_queries():
     memory, groups = fitted(), random_groups(12)
     memory.remember(memory.ids, groups.queries, *random_groups(12, seed=3)[1:], random_rewards(12, seed=3))
-    heard = [pair["id"] for pair in memory.explain(*(part[0] for part in random_groups(1, seed=1)))[0]["queries"]]
+    trace = memory.explain(*(part[0] for part in random_groups(1, seed=1)))
+    heard = [pair["id"] for pair in trace[0]["queries"]]
     assert len(set(heard)) == 3 and all(heard.count(id) == 2 for id in heard)
 
 
 def test_calibration_sees_only_logits_of_networks_that_did_not_train_on_the_query():
     """Two groups a query: a group is hidden from itself and hears its sibling, as in training."""
-    ids, groups, rewards, memory = [f"q{i % 6}" for i in range(12)], random_groups(12), random_rewards(12), None
+    ids, groups, rewards = [f"q{i % 6}" for i in range(12)], random_groups(12), random_rewards(12)
     memory = ExperienceMemory(config(gnn="gcn", gnn_networks=3))
     memory.remember(ids, *groups, rewards)
     memory.fit(seed=0)
@@ -353,7 +362,7 @@ def test_fewer_queries_than_folds_leave_the_logits_as_they_are():
     assert memory.weights.tolist() == [1.0] + [0.0] * (F + 1)
 
 
-# ------------------------------------------------------------------------------------------------------------ the bench
+# -------------------------------------------------------------------------------------------------- the bench
 
 
 def test_mixed_networks_take_turns_and_average():
@@ -369,7 +378,7 @@ def test_mixed_networks_take_turns_and_average():
 
 
 def test_a_remembered_group_of_a_new_kind_changes_predictions_of_that_kind_alone():
-    """Two kinds of questions at right angles: what is remembered of the second, without a fit, is heard there only."""
+    """Two kinds of questions at right angles: what is remembered of the second is heard there only."""
     kinds = torch.eye(D)[:2]
     first, second, asked = random_groups(12), random_groups(4, seed=1), random_groups(8, seed=2)
     kind_of = torch.tensor([0, 1] * 4)
@@ -445,7 +454,7 @@ def test_hidden_rewards_never_reach_a_prediction(predictor):
 
 
 def test_new_kinds_are_remembered_without_a_fit():
-    """Rows by hand of one split: only labelled groups of kept kinds are fitted, those of new kinds join later."""
+    """Rows by hand of one split: only labelled groups of kept kinds are fitted, new kinds join later."""
     tasks, samples, settings = bench(groups=2, gnn="gcn", features="agreement")
     kinds = ["abcdef"[i % 6] for i in range(20)]
     rows = {row["name"]: row for row in probe_new_kinds(tasks, samples, settings, kinds, seeds=1)}
