@@ -49,7 +49,7 @@ class Sample:
                      for task, texts in zip(self.tasks, self.texts)]
         flat = SimpleNamespace(texts=[text for texts in self.texts for text in texts])
         features = memreward.answer_features(self.tasks, self.texts, self.keys, None, None, FEATURES)
-        self.groups = Groups(*memreward.hash_encoder(self.tasks, flat), features)
+        self.groups = Groups(*memreward.make_encoder("hash", None)(self.tasks, flat), features)
 
     def rows(self, families=None, count: int | None = None, seed: int = 0) -> Tensor:
         """Row numbers of questions of these families (None: all), or `count` of them, drawn by the seed."""
