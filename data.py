@@ -159,7 +159,7 @@ def verify_code(response: str, tests: Sequence[str], timeout: float = 5.0) -> fl
     return run_programs([extract_code(response)], [tests], timeout)[0]
 
 
-# function(response, answer) -> reward; of qa also the choices, of code the tests instead of the answer.
+# function(response, answer) -> 0 or 1; of qa also the choices, of code the tests instead of the answer.
 # Add your own domain here and to INSTRUCTIONS; its verifier gets what stands behind a thought.
 VERIFIERS: dict[str, Callable[..., float]] = {"math": verify_math, "qa": verify_qa, "code": verify_code}
 
@@ -178,12 +178,14 @@ def verify_batch(tasks: Sequence[Task], responses: Sequence[str]) -> list[float]
     for task in tasks:
         if not task.labelled:
             raise ValueError(f"task {task.id} has no label to verify a response with")
-    rewards = [0.0] * len(tasks)
+    rewards, code = [0.0] * len(tasks), []
     for i, (task, response) in enumerate(zip(tasks, responses, strict=True)):
-        if task.domain != "code":
+        verifier, label = VERIFIERS[task.domain], task.tests if task.domain == "code" else task.answer
+        if verifier is verify_code:
+            code.append(i)  # all together
+        else:
             more = (task.choices,) if task.domain == "qa" else ()
-            rewards[i] = float(VERIFIERS[task.domain](after_thought(response), task.answer, *more))
-    code = [i for i, task in enumerate(tasks) if task.domain == "code"]
+            rewards[i] = float(verifier(after_thought(response), label, *more))
     programs = [with_context(extract_code(responses[i]), tasks[i].question, tasks[i].tests) for i in code]
     for i, reward in zip(code, run_programs(programs, [tasks[i].tests for i in code])):
         rewards[i] = reward
@@ -297,10 +299,11 @@ def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator
 
 
 def _named(task: Task) -> Task:
-    """A code task whose question names what its tests call, with and without its label."""
+    """A code task whose question names what its tests call, with and without its label: a name that nobody
+    could guess is part of the question. Of the reference solution nothing is told."""
     if task.domain != "code" or not task.tests:
         return task
-    return replace(task, question=name_functions(task.question, task.tests, task.answer or ""))
+    return replace(task, question=name_functions(task.question, task.tests))
 
 
 def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,

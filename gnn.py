@@ -9,9 +9,9 @@ their input) to *receivers* (the groups being judged, no reward of theirs goes i
 edges, senders never depend on who asks and can be cached, and leave-one-out training only has to hide a group
 from itself.
 
-Embeddings decide who is near, and nothing else: what a node holds are features of the answer and known
-rewards. So a kind of question that no network was trained on is judged as soon as a few of its rollouts are
-remembered.
+In the graph embeddings decide who is near, and nothing else: what a node holds are features of the answer and
+known rewards. So a kind of question that no network was trained on is judged as soon as a few of its rollouts
+are remembered.
 """
 
 import contextlib

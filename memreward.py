@@ -359,8 +359,8 @@ def predict_rewards(memory: ExperienceMemory | None, groups: Groups | None, keys
     2504.16084).
 
     A rollout without an answer (key None) is wrong whatever the label says, so it gets 0. The initial policy
-    hardly ever writes one, so the memory holds few and judges them badly, and a policy that is rewarded for
-    them writes more.
+    hardly ever leaves it out, so the memory holds few and judges them badly, and a policy that is rewarded
+    for them writes more of them.
     """
     if memory is not None:
         answered = torch.tensor([[key is not None for key in group] for group in keys])  # (B, G)

@@ -72,6 +72,9 @@ class Log:
         aucs = [auc for auc in aucs if not isnan(auc)]
         tell(f"warm-up     {len(groups)} groups: {right:.0%} right, {mixed:.0%} with both outcomes, "
              f"{truncated:.0%} cut off" + (f"; AUC on held-out labels {mean(aucs):.3f}" if aucs else ""))
+        if not aucs:
+            tell("warning: too few labelled queries to hold any out from fitting, so the networks neither "
+                 "stop early nor are calibrated: believe their probabilities little")
         if mixed == 0:
             kind = {0.0: "wrong", 1.0: "right"}.get(right, "all right or all wrong")
             tell(f"warning: the rollouts of every labelled task are {kind}, so there is nothing to learn "

@@ -96,6 +96,8 @@ def check_json(name: str, text: str) -> None:
     except json.JSONDecodeError:
         fine = False
     check(fine, f'{name}: {text} is no JSON object such as {{"enable_thinking": false}}')
+    for key in ("tokenize", "add_generation_prompt"):
+        check(key not in json.loads(text), f"{name}: leave out {key}, which every prompt sets itself")
 
 
 def check_values(config) -> None:
@@ -115,6 +117,7 @@ def check_values(config) -> None:
           f"group_size: {config.group_size} gives no advantage; GRPO compares 2 rollouts or more")
     for name in ("threshold", "clip_low", "gnn_dropout", "abstain", "drift_fraction"):
         check(0 <= getattr(config, name) < 1, f"{name}: {getattr(config, name)} is outside [0, 1)")
+    check(config.threshold > 0, "threshold: 0 would reward every answer; 0.5 is the usual one")
     check_json("chat_template_kwargs", config.chat_template_kwargs)
     for name in ("kl_coef", "clip_high", "gnn_weight_decay", "seed", "eval_samples", "lr_warmup",
                  "eval_every", "checkpoint_every", "save_rollouts", "show", "watch"):
@@ -158,10 +161,13 @@ def guarded(name: str, verifier: Callable[[str, str], float]) -> Callable[[str, 
 
     def verify(response: str, answer: str) -> float:
         try:
-            return verifier(response, answer)
+            reward = verifier(response, answer)
         except Exception as error:
             raise ValueError(f"plugin: the verifier of {name!r} raises {type(error).__name__}: {error}, for "
                              f"the answer {answer!r} and the response {response[-60:]!r}") from error
+        check(reward in (0, 1), f"plugin: the verifier of {name!r} returns {reward!r}, not 0 or 1, for the "
+              f"answer {answer!r} and the response {response[-60:]!r}")
+        return float(reward)
 
     return verify
 
@@ -261,7 +267,7 @@ def other_defaults(command: str, config, given: list[str]) -> dict:
     others = {}
     if command == "train" and config.steps < 50 and config.eval_every:
         others["test_tasks"] = max(60, 12 * config.steps)  # so that evaluation does not take most of its time
-    if config.model != "builtin" and not (Path(config.model) / "tasks.json").is_file() and not config.resume:
+    if config.model != "builtin" and not run_folder(config.model) and not config.resume:
         real = {name: value for name, value in REAL.items() if name in READ_BY[command]}
         shown = {name: value for name, value in real.items() if name not in (*given, *PRESETS[config.preset])}
         if shown:
@@ -272,13 +278,23 @@ def other_defaults(command: str, config, given: list[str]) -> dict:
 
 
 def of_run(command: str, config) -> dict:
-    """The settings of the run folder that `evaluate --model` or `probe --rollouts` names."""
-    folder = {"evaluate": config.model, "probe": config.rollouts}.get(command)
-    if not folder or not (Path(folder) / "tasks.json").is_file():
+    """The settings of the run whose folder, policy or checkpoint `evaluate --model` or `probe --rollouts`
+    names."""
+    folder = run_folder({"evaluate": config.model, "probe": config.rollouts}.get(command))
+    if folder is None:
         return {}
-    saved = json.loads((Path(folder) / "config.json").read_text())
+    saved = json.loads((folder / "config.json").read_text())
     ratio = ["label_ratio"] * (command == "probe" and saved["label_ratio"] < 1)  # with all, nothing is hidden
     return {name: saved[name] for name in (*SHARED, *MEMORY, *ratio) if name in saved}
+
+
+def run_folder(name: str | None) -> Path | None:
+    """The run folder that is named, or in which the named policy/ or checkpoints/STEP stands, or None."""
+    if not name or not Path(name).is_dir():
+        return None
+    path = Path(name).resolve()
+    places = [path, path.parent] if path.name == "policy" else [path, path.parent.parent]
+    return next((place for place in places if (place / "tasks.json").is_file()), None)
 
 
 def go_on(config, given: list[str], free: list[str]):

@@ -635,6 +635,41 @@ def test_a_plugin_is_stored_with_the_run(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("1.000") >= 2
 
 
+@pytest.mark.parametrize("returned", ["None", "0.5", "'yes'"])
+def test_a_plugin_that_gives_no_reward_is_one_line(tmp_path, monkeypatch, returned):
+    monkeypatch.setattr(data, "VERIFIERS", dict(data.VERIFIERS))
+    monkeypatch.setattr(data, "INSTRUCTIONS", dict(data.INSTRUCTIONS))
+    (tmp_path / "mine.py").write_text(PLUGIN.format(verifier=f"lambda response, answer: {returned}"))
+    settings.load_plugin(str(tmp_path / "mine.py"))
+    task = data.Task("1", "t", "shout", "Shout a.", answer="A")
+    with pytest.raises(ValueError, match="plugin: the verifier of 'shout' returns .*, not 0 or 1"):
+        data.verify(task, "#### A")
+
+
+def test_another_verifier_of_programs_is_asked(monkeypatch):
+    monkeypatch.setitem(data.VERIFIERS, "code", lambda response, tests: float(tests[0] in response))
+    task = data.Task("1", "t", "code", "Write f(x).", tests=("assert f(1) == 1",))
+    assert data.verify_batch([task] * 2, ["assert f(1) == 1", "def f(x): return x"]) == [1.0, 0.0]
+
+
+def test_a_question_says_nothing_of_the_reference_solution():
+    """The same question and tests under two hidden solutions give the same prompt."""
+    solutions = ("def area(radius):\n    return 3 * radius", "def area(r):\n    return 3 * r")
+    task = data.Task("1", "t", "code", "Write it.", tests=("assert area(1) == 3",))
+    tasks = [data._named(dataclasses.replace(task, answer=solution)) for solution in solutions]
+    assert tasks[0].question == tasks[1].question == "Write it.\nDefine area(a)."
+
+
+def test_a_checkpoint_or_policy_belongs_to_its_run(tmp_path):
+    for place in ("run/checkpoints/000002", "run/policy", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "run" / "tasks.json").write_text("{}")
+    for place in ("run", "run/checkpoints/000002", "run/policy"):
+        assert settings.run_folder(str(tmp_path / place)) == (tmp_path / "run").resolve()
+    assert settings.run_folder(str(tmp_path / "elsewhere")) is None
+    assert settings.run_folder("a/hub-name") is None and settings.run_folder(None) is None
+
+
 def test_system_message_and_settings_of_the_chat_template():
     class Tokenizer:
         chat_template, bos_token = "yes", "<s>"
