@@ -456,7 +456,10 @@ def test_rollouts_jsonl_holds_whole_groups_of_the_same_tasks(quick, capsys):
     out = capsys.readouterr().out
     assert out.count("rewards by memory for") == len(results["evaluations"]) == 3
     assert "tasks       train 40 (world code 1" in out
-    assert "warm-up     16 groups: " in out and "warning" not in out
+    assert "warm-up     16 groups: " in out
+    steps = [json.loads(line) for line in open(Path(quick().output_dir) / "metrics.jsonl")]
+    nothing = all(row["groups_without_signal"] == 1 for row in steps if "loss" in row)
+    assert out.count("warning") == nothing  # so short a run may well have nothing to learn from
 
 
 STEP = {"loss": 0.0, "groups_without_signal": 0.5, "truncated": 0.1, "reward/predicted": 0.5}
