@@ -5,6 +5,7 @@ Nothing here changes what is learnt; read it when you want to know what a run le
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -378,6 +379,7 @@ def finish(run, log, audit) -> dict:
     return results
 
 
+@functools.cache
 def version(root: Path = ROOT) -> str:
     """A short name of the method's code: a hash of the syntax trees of METHOD and of support/, so that
     neither comments nor docstrings nor the layout of lines count."""

@@ -35,6 +35,7 @@ def quick(tmp_path):
             eval_samples=1,
             eval_every=2,
             gnn_epochs=5,
+            gnn_networks=2,
             output_dir=str(tmp_path / "run"),
         )
         return Config(**{**small, **settings})

@@ -92,7 +92,7 @@ def assert_same(one, two):
 
 
 def test_two_processes_equal_one(tmp_path):
-    launch(tmp_path / "one", "train.py")
+    train.main([*RUN, "--output_dir", str(tmp_path / "one")])
     launch(tmp_path / "two", *two_processes())
     assert_same(tmp_path / "one", tmp_path / "two")
 

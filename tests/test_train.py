@@ -33,11 +33,8 @@ def weights(folder):
 
 
 def test_learning(quick):
-    results = train.train(
-        quick(
-            mode="oracle", steps=40, batch_size=6, group_size=8, train_tasks=120, test_tasks=60, eval_every=40
-        )
-    )
+    results = train.train(quick(mode="oracle", steps=24, learning_rate=4e-4, batch_size=6, group_size=8,
+                                train_tasks=120, test_tasks=60, eval_every=24))
     gain = results["after"]["greedy"]["all"] - results["before"]["greedy"]["all"]
     assert gain > 0.1, results
 
@@ -507,7 +504,8 @@ def test_the_warm_up_warns(tmp_path, capsys, groups, truncated, warning):
     (tmp_path / "metrics.jsonl").write_text("")
     main = SimpleNamespace(is_main_process=True, log=lambda *rest, **more: None)
     run_log = log.Log(SimpleNamespace(config=Config(), folder=tmp_path, accelerator=main), {})
-    run_log.warm_up([], groups, truncated)
+    fitted = {"epoch": 0, "train_loss": 0.5, "val_loss": 0.5, "val_auc": 0.8, "best": True}
+    run_log.warm_up([[fitted]], groups, truncated)
     out = capsys.readouterr().out
     assert out.startswith(f"warm-up     {len(groups)} groups: ")
     assert (f"warning: {warning}" in out or warning in out) if warning else "warning" not in out
