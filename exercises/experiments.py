@@ -245,7 +245,7 @@ def open3(count: int, seed: int) -> None:
 
 
 EXPERIMENTS = {f.__name__: (f, count) for f, count in [
-    (exploit, 100), (majority, 300), (noise, 300), (graph, 300), (kinds, 300), (open1, 400), (open2, 400),
+    (exploit, 80), (majority, 300), (noise, 300), (graph, 300), (kinds, 300), (open1, 400), (open2, 400),
     (open3, 300)]}
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
+torch.set_num_threads(1)  # a fork has no other thread
 F.embedding_bag(tensor([[0]]), torch.ones(1, 1))  # looks up the processor, which nobody can once confined
 
 
@@ -543,7 +544,7 @@ def grpo_loss(module, seed: int) -> None:
         tensor([[0.0, -math.inf], [0.0, 0.0]]))
     loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.2]]))
     need(loss.isfinite() and slope.isfinite().all(),
-        "nan behind the end of a response: masked places must not be read: 0 * nan is nan, in gradients, too")
+        "nan behind a response: masked places are not to be read: 0 * nan is nan, also in gradients")
     expect(loss, tensor(0.0), "weights .5 and .3 .2, advantages 1 -1",
         {"a mean: the tokens have their weights": tensor(1 / 3)})
     new = tensor([[1.5, 1.0], [1.0, 9.0]]).log()

@@ -9,6 +9,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "exercises"))
 
 import course
+import experiments
 from mistakes import MISTAKES
 
 EXERCISES = {exercise.title: exercise for exercise in course.EXERCISES}
@@ -130,6 +131,13 @@ def test_grading_a_hand_in_takes_its_functions_and_their_helpers_alone(tmp_path,
     assert next(row.split() for row in rows if row.startswith("ann  ")) == ["ann", "4"] + ["0"] * 13 + ["4"]
     assert any("exercise 3, knn: gnn.py, line 1" in row for row in rows)
     assert any("hide_labels is still blank" in row for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in experiments.EXPERIMENTS if name != "exploit"])
+def test_an_experiment_prints_its_table(name, capsys):
+    experiments.EXPERIMENTS[name][0](150, 0)
+    assert len(capsys.readouterr().out.splitlines()) > 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems confine less")
