@@ -18,6 +18,7 @@ import itertools
 import random
 import statistics
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,7 +88,7 @@ def line(*cells) -> None:
 
 def exploit(count: int, seed: int) -> None:
     """Two runs: as it is, and without the rule that a response without an answer earns 0."""
-    rule, unanswered = memreward.predict_rewards, []
+    rule, unanswered, root = memreward.predict_rewards, [], time.strftime("runs/exploit_%H-%M-%S")
 
     def watched(predict):
         def predict_rewards(memory, groups, keys, exclude=None):
@@ -101,7 +102,7 @@ def exploit(count: int, seed: int) -> None:
     line("rule", "step", "no answer", "predicted right", "false rewards", "test accuracy")
     for name, predict in (("as it is", rule), ("taken out", without_rule)):
         memreward.predict_rewards, unanswered[:] = watched(predict), []
-        folder = Path("runs/exploit", name.replace(" ", "_"), f"memreward-0.2-{seed}")  # as plot wants it
+        folder = Path(root, name.replace(" ", "_"), f"memreward-0.2-{seed}")  # as plot wants it
         every = max(1, count // 4)
         results = train.train(train.Config(
             train_tasks=120, test_tasks=60, steps=4 * every, eval_every=every, eval_samples=1, gnn_epochs=60,
