@@ -73,9 +73,8 @@ EXERCISES = [Exercise(title, file, tuple(names.split()), *rest) for title, file,
 
 def find(tree: ast.Module, name: str) -> ast.FunctionDef:
     """The function `name`, or the method "Class.name", of a syntax tree; LookupError where there is none."""
-    node = tree
+    node, kinds = tree, (ast.FunctionDef, ast.ClassDef)
     for part in name.split("."):
-        kinds = (ast.FunctionDef, ast.ClassDef)
         node = next((child for child in node.body if isinstance(child, kinds) and child.name == part), None)
         if node is None:
             raise LookupError(f"there is no {name} any more")
@@ -219,8 +218,7 @@ def copy_with_blanks(folder: Path, exercises: list[Exercise]) -> None:
             else:
                 shutil.copy(source, target)
     for exercise in exercises:
-        path = folder / exercise.file
-        text = path.read_text()
+        text = (path := folder / exercise.file).read_text()
         if text != (ROOT / exercise.file).read_text() and not same_functions(text, exercise):
             sys.exit(f"error: {path} has another {exercise.title} already; name another folder")
         path.write_text(blank(text, exercise))
@@ -237,9 +235,9 @@ def check(exercises: list[Exercise], seed: int) -> int:
     """Grade exercises of this copy of the project; gives how many are wrong."""
     points = wrong = 0
     for exercise in exercises:
-        fault = grade(exercise, (ROOT / exercise.file).read_text(), seed)
-        said = f"wrong. {fault}" if fault else f"right, {exercise.points} points"
-        print(f"{label(exercise)}: {said}", flush=True)
+        name, fault = f"{label(exercise)}: ", grade(exercise, (ROOT / exercise.file).read_text(), seed)
+        said = f"wrong. {fault.split(name)[-1]}" if fault else f"right, {exercise.points} points"
+        print(f"{name}{said}", flush=True)
         points, wrong = points + exercise.points * (not fault), wrong + bool(fault)
     if len(exercises) > 1:
         print(f"{points} of {sum(exercise.points for exercise in exercises)} points")
@@ -262,7 +260,8 @@ def grade_all(folders: list[Path], seed: int) -> None:
             handed_in = path.read_text(errors="replace") if path.is_file() else ""
             fault = grade(exercise, handed_in, seed)
             row.append(0 if fault else exercise.points)
-            notes += [f"{folder.name}: {label(exercise)}: {fault}"] * bool(fault)
+            name = f"{label(exercise)}: "
+            notes += [f"{folder.name}: {name}{fault.split(name)[-1]}"] * bool(fault)
         columns = "".join(f"{points:>4}" for points in row)
         print(f"{folder.name:<{width}}{columns}{sum(row):>8}", flush=True)
     print("\n".join(["", *notes]))
