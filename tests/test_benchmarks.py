@@ -378,7 +378,7 @@ def test_humaneval_and_mbpp_verify_right_and_wrong_programs(hub):
     [strlen], [volume] = load_tasks("humaneval_plus", "train"), load_tasks("mbpp_plus", "train")
     assert strlen.tests == (HUMANEVAL["test"], "check(strlen)") and strlen.question.startswith("def strlen")
     assert volume.tests == ("import math", *MBPP["test_list"])
-    assert volume.question == MBPP["prompt"] + "\nDefine find_Volume(l, b, h)."
+    assert volume.question == MBPP["prompt"] + "\nDefine find_Volume(a, b, c)."
     block = "```python\n{}\n```"
     right = [
         "def strlen(s):\n    return len(s)",
@@ -449,7 +449,7 @@ def test_a_hint_is_given_only_where_the_question_does_not_name_the_function(tmp_
     path.write_text("\n".join(map(json.dumps, rows)))
     tasks = load_tasks(str(path), "train")
     assert [task.question for task in tasks] == [
-        rows[0]["question"] + "\nDefine count(values).",
+        rows[0]["question"] + "\nDefine count(a).",
         *(r["question"] for r in rows[1:]),
     ]
     hidden = data.hide_labels(tasks, 0.34, seed=0)
