@@ -339,18 +339,16 @@ def survey(tests: ast.Module) -> tuple[list[str], list[str], bool]:
                for call in calls_of(names)))
 
 
-def signatures(tests: Sequence[str], solution: str = "") -> dict[str, str]:
-    """What tests want of a solution, name by name, with its arguments: those of `solution` where it defines
-    the name, else as many letters as the tests pass arguments.
+def signatures(tests: Sequence[str]) -> dict[str, str]:
+    """What tests want of a solution, name by name, with as many letters as they pass arguments.
 
-    >>> signatures(["assert add(1, 2) == 3"]), signatures(["assert add(1, 2) == 3"], "def add(x, *more): ...")
-    ({'add': 'add(a, b)'}, {'add': 'add(x, *more)'})
+    >>> signatures(["assert add(1, 2) == 3"])
+    {'add': 'add(a, b)'}
     """
-    tree, reference = parse_code("\n".join(tests), math.inf), parse_code(solution)
+    tree = parse_code("\n".join(tests), math.inf)
     if tree is None:
         raise ValueError(f"tests must be Python statements, at least one of them: {tests[0][:80]!r}")
-    defined = [node for node in getattr(reference, "body", ()) if isinstance(node, FUNCTIONS[:2])]
-    arguments = {node.name: ast.unparse(node.args) for node in defined}
+    arguments: dict[str, str] = {}
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
             letters = string.ascii_lowercase[: len(call.args) + len(call.keywords)]
@@ -358,14 +356,14 @@ def signatures(tests: Sequence[str], solution: str = "") -> dict[str, str]:
     return {name: f"{name}({arguments[name]})" if name in arguments else name for name in survey(tree)[0]}
 
 
-def name_functions(question: str, tests: Sequence[str], solution: str = "") -> str:
+def name_functions(question: str, tests: Sequence[str]) -> str:
     """A question that does not name what its tests call gets the signatures, in plain words.
 
     >>> name_functions("Add two numbers.", ["assert add(1, 2) == 3"])
     'Add two numbers.\\nDefine add(a, b).'
     """
     named = {name for pair in re.findall(r"(\w+)\s*\(|\bclass\s+(\w+)", question) for name in pair}
-    missing = [call for name, call in signatures(tests, solution).items() if name not in named]
+    missing = [call for name, call in signatures(tests).items() if name not in named]
     return f"{question}\nDefine {', '.join(missing)}." if missing else question
 
 
