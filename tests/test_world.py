@@ -17,7 +17,7 @@ def take(part, seed, count):
     return list(itertools.islice(small_world(part, seed), count))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture  # a new one for each test: accelerate forgets its state between tests
 def policy():
     from train import Config, start
 
