@@ -249,7 +249,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
         train.main(["plot", str(tmp_path)])
     pytest.importorskip("matplotlib")
     train.main(["plot", str(tmp_path)])
-    assert capsys.readouterr().out.split() == [
+    assert capsys.readouterr().out.splitlines() == [
         str(tmp_path / "accuracy.png"),
         str(tmp_path / "predictions.png"),
     ]
