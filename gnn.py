@@ -139,7 +139,7 @@ class GCNLayer(nn.Module):
 
 
 class Judge(nn.Module):
-    """The head of every network: sigma(q . r / sqrt(width) + b) (MemReward, arXiv 2603.19310)."""
+    """The head of every network: q . r / sqrt(width) + b, a logit (MemReward, arXiv 2603.19310)."""
 
     def __init__(self, query: int, rollout: int, width: int):
         super().__init__()
@@ -175,7 +175,8 @@ class RewardGNN(nn.Module):
         self.judge = Judge(hidden, 2 * hidden + features, hidden // 2)
 
     def inputs(self, groups: Groups, rewards: Tensor | None = None) -> Tensor:
-        """What the B + 2*B*G nodes start as (n, 3+f+1), queries first, then thinkings, then answers."""
+        """What the n = B + 2*B*G nodes start as (n, 3+f+1), of kind "paper" (n, 3+f+d): queries first, then
+        thinkings, then answers."""
         count, features = len(groups.features), groups.features.flatten(0, 1)  # (B*G, f)
         types = torch.eye(3, device=features.device)[:, None]  # (3, 1, 3): a query, a thinking, an answer
         if self.kind == "paper":
@@ -226,8 +227,8 @@ def by_type(x: Tensor, count: int, size: int) -> list[Tensor]:
 
 
 class RewardMLP(nn.Module):
-    """The slow learner beside the memory: the embeddings themselves, and nobody is asked. Same use as
-    RewardGNN."""
+    """The slow learner beside the memory: it sees the embeddings themselves and learns by fitting only. Used
+    as RewardGNN is, so that both can take turns."""
 
     def __init__(self, dim: int, features: int, hidden: int = 64, layers: int = 2, dropout: float = 0.1):
         super().__init__()
@@ -242,11 +243,11 @@ class RewardMLP(nn.Module):
         self.judge = Judge(hidden, hidden + features, hidden // 2)
 
     def send(self, groups: Groups, rewards: Tensor) -> list:
-        """Nothing."""
+        """No messages: nobody listens."""
         return []
 
     def receive(self, groups: Groups, messages: list, edges: list) -> Tensor:
-        """Logits (B, G)."""
+        """Logits (B, G), whatever the memory says."""
         queries, thinkings, answers = (self.scale * part for part in groups[:3])
         rollouts = torch.cat([thinkings, answers, groups.features], dim=-1)
         return self.judge(self.query(queries), self.rollout(rollouts), groups.features)
@@ -272,18 +273,17 @@ def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
     edges = similarity_edges(memory, memory, neighbors, same_rollouts(memory), ids)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     history, best, weights = [], {"epoch": 0, "val_loss": math.inf}, None
-
     parts = [(memory.rows(rows), [(near[rows], cosines[rows]) for near, cosines in edges], rewards[rows])
              for rows in (~held_out, held_out)]
 
-    def judge(groups: Groups, edges: list[tuple[Tensor, Tensor]], truth: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(groups: Groups, edges: list[tuple[Tensor, Tensor]], truth: Tensor) -> tuple[Tensor, Tensor]:
         logits = model.receive(groups, model.send(memory, rewards), edges)
         return logits, F.binary_cross_entropy_with_logits(logits, truth)
 
     with seeded(seed, ids.device):
         for epoch in range(epochs if held_out.any() else min(epochs, patience)):
             model.train()
-            _, loss = judge(*parts[0])
+            _, loss = loss_of(*parts[0])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -292,7 +292,7 @@ def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
             if held_out.any():
                 model.eval()
                 with torch.no_grad():
-                    logits, val_loss = judge(*parts[1])
+                    logits, val_loss = loss_of(*parts[1])
                 auc = metrics(logits.sigmoid().flatten(), rewards[held_out].flatten())["auc"]
                 history[-1].update(val_loss=val_loss.item(), val_auc=auc)
                 if val_loss < best["val_loss"]:

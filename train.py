@@ -244,8 +244,8 @@ def warm_up(run: Run, labelled: list, log: Log, drift: Drift) -> None:
     bar = tqdm(range(0, len(mine), size), "warm-up", leave=False, delay=10,
                disable=not run.accelerator.is_main_process)
     for first in bar:
-        tasks, keys = zip(*mine[first : first + size])
-        experience = roll_out(run, tasks, keys, 0, Stopwatch())
+        tasks, names = zip(*mine[first : first + size])
+        experience = roll_out(run, tasks, names, 0, Stopwatch())
         rewards, _ = acquire_rewards(
             tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys)
         cut += experience.rollouts.truncated.float().tolist()
@@ -266,8 +266,8 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
 
     config, lap, audited, checked = run.config, Stopwatch(), len(audit.rewards), len(drift.rewards)
     # 2. Sample a group of rollouts for each task; every process takes its share of the batch.
-    tasks, keys = zip(*share(run, visits))
-    experience = roll_out(run, tasks, keys, step, lap)
+    tasks, names = zip(*share(run, visits))
+    experience = roll_out(run, tasks, names, step, lap)
     # 3. Rewards: the verifier where there is a label, else the memory (or the majority).
     rewards, source = acquire_rewards(
         tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys, config.threshold,
@@ -324,8 +324,8 @@ class Experience:
     ref_logprobs: object = None  # (N, T)
 
 
-def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch) -> Experience:
-    """Sample G rollouts of each task, with noise by the names of the `visits`; score them under the
+def roll_out(run: Run, tasks: list, names: list[str], step: int, lap: Stopwatch) -> Experience:
+    """Sample G rollouts of each task, with noise by the `names` of these visits; score them under the
     reference, and embed and describe them where a memory needs it."""
     import torch
 
@@ -335,7 +335,7 @@ def roll_out(run: Run, tasks: list, visits: list[str], step: int, lap: Stopwatch
     from memreward import answer_features
 
     config, size, length = run.config, run.config.group_size, run.config.max_response_length
-    noise = uniform_noise(config.seed, step, visits, size, length)
+    noise = uniform_noise(config.seed, step, names, size, length)
     prompts = [run.render(task) for task in tasks]
     rollouts = sample(run.policy, run.tokenizer, prompts, size, length, config.temperature, noise,
                       config.sample_batch_size, run.stop)

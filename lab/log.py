@@ -285,7 +285,7 @@ class Drift(Tally):
         super().__init__(config.threshold)
         count = round(config.drift_fraction * len(labelled)) if config.mode == "memreward" else 0
         ids = [task.id for task in labelled]
-        self.ids = set(random.Random(f"audit {config.seed}").sample(ids, count))
+        self.ids = set(random.Random(f"audit {config.seed}").sample(ids, count))  # the word decides the draw
         self.queries, self.warm_up = [], 0  # whose rollouts they are; the first so many are the warm-up's
 
     def check(self, run, experience, rewards) -> list[tuple[float, float, str]]:

@@ -1,0 +1,66 @@
+"""Which tasks keep their labels, which labels to buy, and what becomes of the memory in training."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from data import load_tasks
+from memreward import ExperienceMemory
+from support.encoders import hash_group
+
+
+def greedy(cosines, count):
+    """Facility location by trying every candidate, straight from its definition."""
+    picked = []
+    for _ in range(count):
+
+        def worth(j):
+            return round(sum(max(0.0, *(row[k] for k in [*picked, j])) for row in cosines), 4)
+
+        picked.append(max((j for j in range(len(cosines)) if j not in picked), key=worth))
+    return picked
+
+
+def test_coverage_keeps_the_labels_of_the_greedy_search(quick, tmp_path):
+    train.train(quick(mode="r1p", label_pick="coverage", label_ratio=0.25, train_tasks=24, steps=1))
+    tasks = load_tasks("world", "train", 24)
+    queries = torch.stack([hash_group(task.question, task.choices or (), [("", "")])[0] for task in tasks])
+    wanted = {tasks[row].id for row in greedy((queries @ queries.T).tolist(), 6)}
+    chosen = json.loads((tmp_path / "run" / "tasks.json").read_text())
+    assert set(chosen["labelled"]) == wanted and len(chosen["unlabelled"]) == 18
+
+
+def test_pick_orders_what_has_no_label(tmp_path, capsys):
+    questions = ["cats and dogs", "cats and mice", "dogs and cats", "red or blue", "blue or red", "7 plus 9"]
+    rows = [{"id": f"q{i}", "domain": "math", "question": text, "answer": "1" if i == 0 else None}
+            for i, text in enumerate(questions)]
+    (tmp_path / "mine_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = str(tmp_path / "mine_train.jsonl")
+    train.main(["pick", "--tasks", tasks, "--output_dir", str(tmp_path / "picks")])
+    lines = [json.loads(line) for line in (tmp_path / "picks" / "picks.jsonl").read_text().splitlines()]
+    order = [line["id"].rpartition("/")[2] for line in lines]
+    assert sorted(order) == ["q1", "q2", "q3", "q4", "q5"]  # q0 has its label and counts as picked
+    assert order[0] in ("q3", "q4")  # two questions like nothing that is labelled
+    adds, coverage = ([line[name] for line in lines] for name in ("adds", "coverage"))
+    assert adds == sorted(adds, reverse=True) and coverage == sorted(coverage)
+    assert coverage[-1] == pytest.approx(1.0, abs=1e-3)
+    assert "6 training tasks, 1 labelled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("memory, grows, fits", [("frozen", False, 1), ("grow", True, 1), ("refit", True, 2)])
+def test_what_becomes_of_the_memory(quick, monkeypatch, memory, grows, fits):
+    """Two steps on labelled tasks alone: rollouts join unless the memory is frozen; only refit fits again."""
+    calls = []
+    for name in ("remember", "fit"):
+        original = getattr(ExperienceMemory, name)
+
+        def call(self, *args, _name=name, _original=original, **settings):
+            calls.append(_name)
+            return _original(self, *args, **settings)
+
+        monkeypatch.setattr(ExperienceMemory, name, call)
+    train.train(quick(memory=memory, refit_every=2, label_ratio=1.0, train_tasks=12))
+    assert calls[:2] == ["remember", "fit"] and calls.count("fit") == fits
+    assert calls[2:].count("remember") == (2 if grows else 0)
