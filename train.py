@@ -136,11 +136,11 @@ class Config:
     checkpoint_every: int = setting(0, "steps between checkpoints; 0: as often as evaluations")
     save_rollouts: int = setting(0, "steps between lines of rollouts.jsonl beside those of evaluations")
     show: int = setting(1, "groups of rollouts that are printed at an evaluation")
-    eval_samples: int = setting(4, "responses per test task at temperature 1, beside the greedy one")
+    eval_samples: int = setting(2, "responses per test task at temperature 1, beside the greedy one")
     keep: int = setting(2, "newest checkpoints that stay; with 2 or more a damaged one has another behind it")
     output_dir: str | None = setting(None, "run folder; by default a new one under runs/")
     resume: str | None = setting(None, "run folder to go on with; its config.json has the settings")
-    seeds: int = setting(1, "compare: seeds 0 to seeds - 1 of every mode; probe: splits (5 or more)")
+    seeds: int = setting(1, "compare: seeds of every mode, --seed is the first; probe: splits (5 or more)")
     variants: str = setting("", f"compare: further rows, out of {', '.join(VARIANTS)}; with commas, or 'all'")
     rollouts: str | None = setting(
         None, "probe: a run folder, or a .jsonl file of tasks with rollouts and their rewards; score: one of "

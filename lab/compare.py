@@ -16,8 +16,9 @@ LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
 VARIANTS = {  # rows of compare beside the four modes
     "grow": {"memory": "grow"}, "refit": {"memory": "refit"}, "soft": {"reward": "soft"},
     "abstain": {"abstain": 0.5},
-    **{f"{mode} {ratio}": {"mode": mode, "label_ratio": ratio}
-       for ratio in (0.1, 0.4, 0.7) for mode in ("r1p", "memreward")}}
+    **{f"{mode} {ratio} {pick}": {"mode": mode, "label_ratio": ratio, "label_pick": pick}
+       for ratio in (0.05, 0.1, 0.2, 0.4, 0.7) for pick in ("random", "coverage")
+       for mode in ("r1p", "memreward") if (ratio, pick) != (LABEL_RATIO, "random")}}
 UNIMPORTANT = ("output_dir", "resume", "tracker", "traceback", "keep")  # settings that change no result
 
 
@@ -29,13 +30,16 @@ def compare(config, train: Callable) -> None:
     asked = [name.strip() for name in config.variants.split(",") if name]
     names = list(VARIANTS) if config.variants == "all" else asked
     check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
+    own = (config.label_ratio, config.label_pick)  # of the four modes; no row shall stand there twice
     rows = {mode: {"mode": mode} for mode in MODES} | {
-        name: VARIANTS[name] for name in names if VARIANTS[name].get("label_ratio") != config.label_ratio}
+        name: changes for name, changes in VARIANTS.items() if name in names
+        and (changes.get("label_ratio"), changes.get("label_pick")) != own}
     root, plan, finished = Path(config.output_dir or "runs/compare"), [], []
-    for seed in range(config.seeds):
+    for seed in range(config.seed, config.seed + config.seeds):
         for name, changes in rows.items():
             one = dataclasses.replace(config, seed=seed, seeds=1, variants="", **changes)
-            one.output_dir = str(root / f"{name.split()[0]}-{one.label_ratio}-{seed}")
+            pick = "-coverage" if one.label_pick == "coverage" else ""
+            one.output_dir = str(root / f"{name.split()[0]}-{one.label_ratio}{pick}-{seed}")
             plan.append((name, one))
     check_folder(root, [one for _, one in plan])
     for name, one in plan:
@@ -92,18 +96,20 @@ def comparison(runs: list[dict]) -> str:
     names = dict.fromkeys([*MODES, *(run["row"] for run in runs)])
     by_row = {name: {run["seed"]: run for run in runs if run["row"] == name} for name in names}
     before = {"after": runs[0]["before"], "labels_used": 0, "labels_available": runs[0]["labels_available"]}
-    lines = [f"{'test accuracy, %':<26}greedy{'sampled':>14}{'labels':>11}{'predictions right':>20}"
-             f"{'AUC':>18}{'seeds':>8}"]
+    kinds = [(kind, title) for title in ("all", "out of domain") for kind in ("greedy", "sampled")
+             if title in runs[0]["after"].get(kind, ())]
+    head = "".join(f"{f'{kind} {title}'.removesuffix(' all').replace('out of domain', 'outside'):>16}"
+                   for kind, title in kinds)
+    lines = [f"{'test accuracy, %':<24}{head}{'labels':>11}{'predictions right':>20}{'AUC':>18}{'seeds':>7}"]
     for name, rows in {"before training": {0: before}, **by_row}.items():
         if rows := list(rows.values()):
-            cells = [mean_error([100 * row["after"][kind]["all"] for row in rows])
-                     if kind in rows[0]["after"] else "" for kind in ("greedy", "sampled")]
+            cells = "".join(f"{mean_error([100 * row['after'][kind][title] for row in rows]):>16}"
+                            for kind, title in kinds)
             labels = f"{rows[0]['labels_used']}/{rows[0]['labels_available']}"
             audits = [[row["audit"].get(key) for row in rows if row.get("audit")]
                       for key in ("accuracy", "auc")]
             audit = ["" if None in values or not values else mean_error(values, 3) for values in audits]
-            lines.append(f"{name:<18}{cells[0]:>14}{cells[1]:>14}{labels:>11}{audit[0]:>20}{audit[1]:>18}"
-                         f"{len(rows):>8}")
+            lines.append(f"{name:<24}{cells}{labels:>11}{audit[0]:>20}{audit[1]:>18}{len(rows):>7}")
     return "\n".join(lines + differences(by_row))
 
 
@@ -120,12 +126,12 @@ def differences(by_row: dict[str, dict[int, dict]]) -> list[str]:
         pairs = [score(by_row[ours][seed]) - score(run) for seed, run in by_row[other].items()
                  if seed in by_row.get(ours, ())]
         if kind != "memreward" and pairs:
-            lines.append(f"{f'{ours} - {other}':<32}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
+            lines.append(f"{f'{ours} - {other}':<48}{mean_error(pairs):>14}   paired over {len(pairs)} seeds")
     for ours in (name for name in by_row if name.startswith("memreward")):
         both = [seed for seed in by_row[ours] if seed in by_row["oracle"]]
         if both:
             mine, best = (sum(score(by_row[name][seed]) for seed in both) for name in (ours, "oracle"))
-            lines.append(f"{f'{ours} / oracle':<32}{100 * mine / best:12.1f} %")
+            lines.append(f"{f'{ours} / oracle':<48}{100 * mine / best:12.1f} %")
     return lines
 
 
@@ -138,6 +144,7 @@ def accuracies(columns: dict[str, dict]) -> list[str]:
     titles = [(kind, title) for kind in kinds for title in columns]
     head = "".join(f"{f'{kind} {title}'.strip():>16}" for kind, title in titles)
     lines = [f"{'test accuracy':<18}{'tasks':>7}{head}"]
+    averaged = ("all", "out of domain") if all("errors" in scores for scores in columns.values()) else ()
     for name in last[kinds[0]]:
         title, _, of_sets = name.partition(", ")
         in_domain = title == "all" and "out of domain" in last[kinds[0]]
@@ -145,6 +152,9 @@ def accuracies(columns: dict[str, dict]) -> list[str]:
         cells = "".join(f"{columns[title][kind][name]:16.3f}" for kind, title in titles)
         count = "" if of_sets else last["tasks"][name]
         lines.append(f"  {f'  {of_sets}' if of_sets else label:<16}{count:>7}{cells}")
+        if name in averaged and all(name in columns[title]["errors"][kind] for kind, title in titles):
+            cells = "".join(f"{columns[title]['errors'][kind][name]:16.3f}" for kind, title in titles)
+            lines.append(f"  {'  +-':<16}{'':>7}{cells}")
     if any("*" in line for line in lines):
         lines.append("  * no split of its own: cut by a checksum of the ids, "
                      "not comparable with published numbers")

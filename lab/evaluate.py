@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
+from math import sqrt
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from lab.compare import accuracies
 from lab.processes import gather, share
@@ -16,9 +17,10 @@ def evaluate(run: Run, tasks: list) -> dict:
     """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples at temperature
     1.
 
-    Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ...}. The names are data sets
-    (domains where there is one set only), "all": the mean over the tasks in domain (the paper's average),
-    "out of domain": over those of --ood, and of several sets beside each "mean of sets".
+    Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ..., "errors": {"greedy": {name:
+    standard error over the tasks}, ...}}. The names are data sets (domains where there is one set only),
+    "all": the mean over the tasks in domain (the paper's average), "out of domain": over those of --ood, and
+    of several sets beside each "mean of sets".
     """
     from tqdm import tqdm
 
@@ -58,15 +60,17 @@ def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str
     table: dict = {"tasks": dict(counts)}
     for title, sets in averaged.items():
         table["tasks"][title] = sum(counts[name] for name in sets)
+    errors: dict = {}
     for kind, values in columns.items():
-        scores = {name: mean(v for n, v in zip(names, values) if n == name) for name in counts}
-        table[kind] = dict(scores)
+        of = {name: [v for n, v in zip(names, values) if n == name] for name in counts}
+        of |= {title: [v for name in sets for v in of[name]] for title, sets in averaged.items()}
+        table[kind] = {name: mean(scores) for name, scores in of.items()}
+        errors[kind] = {name: stdev(scores) / sqrt(len(scores))
+                        for name, scores in of.items() if len(scores) > 1}
         for title, sets in averaged.items():
-            total = sum(counts[name] * scores[name] for name in sets)
-            table[kind][title] = total / table["tasks"][title]
             if several and len(sets) > 1:
-                table[kind][f"{title}, mean of sets"] = mean(scores[name] for name in sets)
-    return table
+                table[kind][f"{title}, mean of sets"] = mean(table[kind][name] for name in sets)
+    return table | {"errors": errors}
 
 
 def evaluate_model(config) -> dict:

@@ -53,7 +53,7 @@ def save(figure, path: Path) -> Path:
 
 def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[list, list]]]]:
     """What the figures of a folder of compare show: for each figure and line the steps and values of every
-    seed's run with this label ratio.
+    seed's run with this label ratio, labels at random.
 
     "accuracy" is greedy test accuracy, "predictions" the share of predicted rewards that were right since the
     evaluation before.
@@ -61,8 +61,9 @@ def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[lis
     runs: dict[str, list[list]] = {}  # evaluations of every seed
     memories = {"memreward": "as by default", "grow": "grows", "refit": "refitted"}
     for path in sorted(root.glob("*-*-*/results.json")):
-        name, ratio, _ = path.parent.name.split("-", 2)
-        if name in (*MODES, *memories) and float(ratio) == (1.0 if name == "oracle" else label_ratio):
+        name, ratio, *pick, _ = path.parent.name.split("-")
+        wanted = 1.0 if name == "oracle" else label_ratio
+        if name in (*MODES, *memories) and float(ratio) == wanted and not pick:
             runs.setdefault(name, []).append(json.loads(path.read_text())["evaluations"])
     check("memreward" in runs,
           f"plot: {root} holds no finished runs of compare with label_ratio {label_ratio}")

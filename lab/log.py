@@ -156,7 +156,7 @@ class Log:
     def evaluation(self, step: int, accuracy: dict, audit: dict, drift: dict) -> None:
         """Log accuracies on the test tasks, audit and drift since the last evaluation."""
         self.evaluations.append({"step": step, **accuracy, "audit": audit, "drift": drift})
-        kinds = [kind for kind in accuracy if kind != "tasks"]
+        kinds = [kind for kind in ("greedy", "sampled") if kind in accuracy]
         row = {f"test/{kind}/{name}": value for kind in kinds for name, value in accuracy[kind].items()}
         for part, numbers in (("audit", audit), ("drift", drift)):
             row |= {f"{part}_since/{name}": value for name, value in numbers.items()}

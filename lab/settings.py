@@ -61,7 +61,7 @@ READING = ("system chat_template_kwargs stop plugin check_policy attention preci
 TRAIN = [name for names in list(GROUPS.values())[:-2] for name in names]
 READ_BY = {  # the settings of each command
     "train": TRAIN,
-    "compare": [name for name in TRAIN if name not in ("mode", "seed", "resume")] + ["seeds", "variants"],
+    "compare": [name for name in TRAIN if name not in ("mode", "resume")] + ["seeds", "variants"],
     "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "seed", "output_dir", *READING],
     "pick": ["tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
     "probe": ["label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size", "temperature",

@@ -629,25 +629,27 @@ def server():
     return _server[1]
 
 
+@functools.lru_cache(2**14)  # a policy writes the same programs again and again
 def run_code(code: str, tests: str, timeout: float) -> float:
-    """1.0 if the program passes the tests, which the server's forks find out."""
+    """1.0 if the program passes the tests, which the server's forks find out. Raises OSError where a run
+    breaks down or hangs, which is no verdict and not remembered."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs, _lock:
             socket.send_fds(server(), [struct.pack("d", timeout)], [theirs.fileno()])
         ours.settimeout(2 * timeout + 10)
-        try:
-            ours.sendall(json.dumps([code, tests]).encode())
-            ours.shutdown(socket.SHUT_WR)
-            return float(ours.makefile("rb").read() == b"1")  # up to the end of its supervisor
-        except OSError:  # the run has broken down or hangs: no verdict, no reward
-            return 0.0
+        ours.sendall(json.dumps([code, tests]).encode())
+        ours.shutdown(socket.SHUT_WR)
+        verdict = ours.makefile("rb").read()  # up to the end of its supervisor
+    if verdict not in (b"0", b"1"):
+        raise OSError("the run has broken down")
+    return float(verdict)
 
 
 def run_programs(programs: Sequence[str], tests: Sequence[Sequence[str]],
                  timeout: float = 5.0) -> list[float]:
     """1.0 for every program that passes its tests (statements with asserts), else 0.0. One runs at a time on
-    each core; equal pairs run once.
+    each core; equal pairs run once, and the last 16,384 verdicts are remembered.
 
     `timeout` is in seconds of processor time; by the clock it is twice as much.
 
@@ -673,8 +675,15 @@ def run_programs(programs: Sequence[str], tests: Sequence[Sequence[str]],
         if parse_code(text, math.inf) is None:
             raise ValueError(f"tests must be Python statements, at least one of them: {text[:80]!r}")
     runs = {job: 0.0 for job in jobs if parse_code(job[0])}
+
+    def passes(job: tuple[str, str]) -> float:
+        try:
+            return run_code(*job, timeout)
+        except OSError:  # no verdict, no reward
+            return 0.0
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs.update(zip(runs, pool.map(lambda job: run_code(*job, timeout), runs), strict=False))
+        runs.update(zip(runs, pool.map(passes, runs), strict=False))
     return [runs.get(job, 0.0) for job in jobs]
 
 

@@ -24,6 +24,12 @@ ADD = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", "assert add(10, 5) == 
 GOOD = "def add(a, b):\n    return a + b\n"
 
 
+@pytest.fixture(autouse=True)
+def no_verdict_is_known():
+    """Each test changes its own guards, and wants a verdict of its own."""
+    data.run_code.cache_clear()
+
+
 def cases(text):
     """{name: (response, tests)} of a table: after its name, each case has its response, then its tests, else
     ADD."""
@@ -799,6 +805,17 @@ def test_the_server_ends_with_its_process():
     assert pid and not os.path.exists(f"/proc/{pid}/exe")
 
 
+def test_verdicts_are_remembered_and_break_downs_are_not(monkeypatch):
+    job = (GOOD, "\n".join(ADD), 5.0)
+    assert data.run_code(*job) == 1.0 == data.run_code(*job) and data.run_code.cache_info().hits == 1
+    assert data.run_code(GOOD.replace("+", "-"), *job[1:]) == 0.0  # another program has its own verdict
+    data.run_code.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(data.socket, "send_fds", lambda *_: None)  # nobody takes the run
+        assert run_programs([GOOD], [ADD]) == [0.0]
+    assert run_programs([GOOD], [ADD]) == [1.0]
+
+
 def test_batch_keeps_the_order_and_runs_equal_pairs_once(monkeypatch):
     runs = []
     monkeypatch.setattr(data, "run_code", lambda *job: float(not runs.append(job) and "+" in job[0]))
@@ -819,7 +836,9 @@ def test_a_server_that_died_is_replaced_and_a_fork_starts_its_own():
     process = data._server[0]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    data.run_code.cache_clear()
     assert verify_code(GOOD, ADD) == 1.0 and data._server[0] is not process
+    data.run_code.cache_clear()
     child = os.fork()
     if child == 0:
         os._exit(int(data._server is None and verify_code(GOOD, ADD) == 1.0))

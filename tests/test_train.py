@@ -143,7 +143,7 @@ def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
         finished(mode)
     config = quick(output_dir=str(folder), steps=200)
     compare.compare(config, never)
-    assert "memreward / oracle                     100.0 %" in capsys.readouterr().out
+    assert "memreward / oracle 100.0 %" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="another version of the method; 4 runs are missing"):
         compare.compare(dataclasses.replace(config, seeds=2), never)
     finished("r1p", steps=8)
@@ -288,7 +288,6 @@ BAD = [
     (["probe", "--label_ratio", "1"], "label_ratio"),
     (["probe", "--features", "agreemnt"], "features"),
     (["compare", "--mode", "oracle"], "mode"),
-    (["compare", "--seed", "3"], "seed"),
     (["--gnn_hidden", "1"], "gnn_hidden"),
     (["--features", "colour"], "features"),
     (["--learning_rate", "1e6"], "learning_rate"),
