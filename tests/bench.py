@@ -3,12 +3,16 @@
     OMP_WAIT_POLICY=PASSIVE python tests/bench.py              # all of it, about ten minutes
     OMP_WAIT_POLICY=PASSIVE python tests/bench.py step logits  # gnn step logits peak verifiers start memory
     python tests/bench.py memory                               # what fits on a GPU, computed
+    python tests/bench.py run --against 88ab035 --rounds 5     # python train.py, beside an earlier revision
+    python tests/bench.py processes --rounds 3                 # the same with two processes, beside one
 
+run and processes take minutes a round and run only where they are named; what else follows goes to train.py.
 gnn wants torch-geometric, step and peak want trl; without them the comparison is left out, and says so. They
 have no place in requirements.txt: install them in a virtual environment of their own. Seconds are CPU time
 unless called wall clock, so that other work on the machine counts less. Not a test.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -416,17 +420,76 @@ def bench_start() -> None:
         row(f"python train.py {' '.join(flags)}", f"{statistics.median(times):.2f} s", "under 2")
 
 
+# ------------------------------------------------------------------------------------------- whole commands
+
+
+def whole_runs(commands: dict[str, tuple[Path, list[str]]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds, by the clock and of all processors together, of commands run in turn: each a project's
+    folder and what follows `python`. Prints each run's table."""
+    times = {name: [] for name in commands}
+    for number in range(rounds):
+        for name, (folder, arguments) in list(commands.items())[:: 1 if number % 2 else -1]:
+            before, start = os.times(), time.perf_counter()
+            with tempfile.TemporaryDirectory() as output:
+                command = [sys.executable, *arguments, "--output_dir", f"{output}/run"]
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr)
+            after, wall = os.times(), time.perf_counter() - start
+            busy = after.children_user + after.children_system - before.children_user - before.children_system
+            times[name].append((wall, busy))
+            lines = done.stdout.splitlines()
+            table = [line for line in lines if line.strip().startswith(("all", "predicted"))]
+            print(f"{name}: {wall:.0f} s by the clock, {busy:.0f} s of processors", *table, sep="\n")
+    return {name: tuple(map(statistics.median, zip(*pairs))) for name, pairs in times.items()}
+
+
+def show_ratio(work: str, times: dict[str, tuple[float, float]], ours: str, other: str) -> None:
+    clock, busy = (mine / theirs for mine, theirs in zip(times[ours], times[other]))
+    row(work, f"{clock:.2f}, {busy:.2f}", "of the time by the clock, of processors")
+
+
+def bench_run(against: str = "HEAD", rounds: int = 5, *flags: str) -> None:
+    """`python train.py` of this working tree and of a revision, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "project"
+        subprocess.run(["git", "worktree", "add", "--detach", tree, against], cwd=ROOT, check=True,
+                       capture_output=True)
+        try:
+            times = whole_runs({"here": (ROOT, ["train.py", *flags]), against: (tree, ["train.py", *flags])},
+                               rounds)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
+    show_ratio(f"python train.py {' '.join(flags)}, against {against}", times, "here", against)
+
+
+def bench_processes(against: str = "", rounds: int = 5, *flags: str) -> None:
+    """The same by two processes, against one."""
+    launch = "-m accelerate.commands.launch --cpu --num_processes 2".split()
+    times = whole_runs({"one": (ROOT, ["train.py", *flags]), "two": (ROOT, [*launch, "train.py", *flags])},
+                       rounds)
+    show_ratio("two processes, against one", times, "two", "one")
+
+
+WHOLE = {"run": bench_run, "processes": bench_processes}  # minutes a round
 PARTS = {"gnn": bench_gnn, "step": bench_step, "peak": bench_peak, "logits": bench_logits,
          "verifiers": bench_verifiers, "start": bench_start, "memory": bench_memory}
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or list(PARTS)
-    if names[0] == "_peak":
-        peak(names[1])
-    elif names[0] == "_logits":
-        logits(names[1], int(names[2]))
-    elif unknown := [name for name in names if name not in PARTS]:
-        sys.exit(f"bench.py: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if sys.argv[1:2] == ["_peak"]:
+        peak(sys.argv[2])
+    elif sys.argv[1:2] == ["_logits"]:
+        logits(sys.argv[2], int(sys.argv[3]))
     else:
-        for name in names:
-            PARTS[name]()
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+        parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join([*PARTS, *WHOLE]))
+        parser.add_argument("--against", default="HEAD", metavar="REV", help="run: the revision beside it")
+        parser.add_argument("--rounds", type=int, default=5, help="run, processes: how often each")
+        given, flags = parser.parse_known_args()
+        if unknown := [name for name in given.parts if name not in (*PARTS, *WHOLE)]:
+            sys.exit(f"bench.py: no part {unknown[0]!r}; there are {', '.join([*PARTS, *WHOLE])}")
+        for name in given.parts or PARTS:
+            if name in WHOLE:
+                WHOLE[name](given.against, given.rounds, *flags)
+            else:
+                PARTS[name]()
