@@ -11,6 +11,15 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # repeatable, and quicker than two threads that wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """All tests together run in two processes, where pytest-xdist is there and nothing else is asked for."""
+    everything = config.args_source == config.ArgsSource.TESTPATHS and not config.getoption("keyword")
+    one_of_them = hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"
+    if config.pluginmanager.hasplugin("xdist") and everything and not one_of_them:
+        config.option.dist, config.option.tx = "load", ["2*popen"]
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """accelerate settles the precision of a process once; tests want their own."""
