@@ -132,7 +132,7 @@ class Config:
     gnn_epochs: int = setting(150, "at most so many epochs, stopped early on a fifth of the labelled queries")
     gnn_patience: int = setting(20, "epochs without improvement before stopping")
     # running
-    eval_every: int = setting(50, "steps between evaluations; 0: test accuracy is never measured")
+    eval_every: int = setting(100, "steps between evaluations; 0: test accuracy is never measured")
     checkpoint_every: int = setting(0, "steps between checkpoints; 0: as often as evaluations")
     save_rollouts: int = setting(0, "steps between lines of rollouts.jsonl beside those of evaluations")
     show: int = setting(1, "groups of rollouts that are printed at an evaluation")
