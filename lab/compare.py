@@ -144,7 +144,7 @@ def accuracies(columns: dict[str, dict]) -> list[str]:
     titles = [(kind, title) for kind in kinds for title in columns]
     head = "".join(f"{f'{kind} {title}'.strip():>16}" for kind, title in titles)
     lines = [f"{'test accuracy':<18}{'tasks':>7}{head}"]
-    averaged = ("all", "out of domain") if all("errors" in scores for scores in columns.values()) else ()
+    averaged = ("all", "out of domain") if all("answered" in scores for scores in columns.values()) else ()
     for name in last[kinds[0]]:
         title, _, of_sets = name.partition(", ")
         in_domain = title == "all" and "out of domain" in last[kinds[0]]
@@ -152,9 +152,11 @@ def accuracies(columns: dict[str, dict]) -> list[str]:
         cells = "".join(f"{columns[title][kind][name]:16.3f}" for kind, title in titles)
         count = "" if of_sets else last["tasks"][name]
         lines.append(f"  {f'  {of_sets}' if of_sets else label:<16}{count:>7}{cells}")
-        if name in averaged and all(name in columns[title]["errors"][kind] for kind, title in titles):
-            cells = "".join(f"{columns[title]['errors'][kind][name]:16.3f}" for kind, title in titles)
-            lines.append(f"  {'  +-':<16}{'':>7}{cells}")
+        for key, text in (("errors", "+-"), ("answered", "answered")) if name in averaged else ():
+            found = [columns[title][key][kind].get(name) for kind, title in titles]
+            if None not in found:
+                cells = "".join(f"{value:16.3f}" for value in found)
+                lines.append(f"  {f'  {text}':<16}{'':>7}{cells}")
     if any("*" in line for line in lines):
         lines.append("  * no split of its own: cut by a checksum of the ids, "
                      "not comparable with published numbers")

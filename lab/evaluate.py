@@ -18,13 +18,14 @@ def evaluate(run: Run, tasks: list) -> dict:
     1.
 
     Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ..., "errors": {"greedy": {name:
-    standard error over the tasks}, ...}}. The names are data sets (domains where there is one set only),
+    standard error over the tasks}, ...}, "answered": {"greedy": {name: share of the responses that hold an
+    answer, right or wrong}, ...}}. The names are data sets (domains where there is one set only),
     "all": the mean over the tasks in domain (the paper's average), "out of domain": over those of --ood, and
     of several sets beside each "mean of sets".
     """
     from tqdm import tqdm
 
-    from data import verify_batch
+    from data import answer_key, verify_batch
     from grpo import sample, uniform_noise
 
     config, rows, length = run.config, [], run.config.max_response_length
@@ -40,8 +41,11 @@ def evaluate(run: Run, tasks: list) -> dict:
                 noise = uniform_noise(0, 0, [task.id for task in some], size, length)
                 texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
                                config.sample_batch_size, run.stop).texts
-                rewards = verify_batch([task for task in some for _ in range(size)], texts)
-                found[name] = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
+                asked = [task for task in some for _ in range(size)]
+                keys = map(answer_key, asked, texts)
+                for column, values in ((name, verify_batch(asked, texts)),
+                                       (f"{name} answered", [float(key is not None) for key in keys])):
+                    found[column] = [sum(values[i : i + size]) / size for i in range(0, len(values), size)]
         rows += [(task.dataset if several else task.domain, *scores)
                  for task, *scores in zip(some, *found.values())]
         bar.update(len(some))
@@ -52,7 +56,8 @@ def evaluate(run: Run, tasks: list) -> dict:
 
 
 def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
-    """The table that `evaluate` returns, of a name and scores (greedy, sampled) for each task."""
+    """The table that `evaluate` returns, of a name and scores (greedy, sampled, and of each which were
+    answered) for each task."""
     counts = Counter(names)
     averaged = {"all": [name for name in counts if name not in outside]}
     if outside:
@@ -60,17 +65,22 @@ def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str
     table: dict = {"tasks": dict(counts)}
     for title, sets in averaged.items():
         table["tasks"][title] = sum(counts[name] for name in sets)
-    errors: dict = {}
-    for kind, values in columns.items():
+    errors, answered = {}, {}
+    for column, values in columns.items():
+        kind, _, only_answered = column.partition(" ")
         of = {name: [v for n, v in zip(names, values) if n == name] for name in counts}
         of |= {title: [v for name in sets for v in of[name]] for title, sets in averaged.items()}
-        table[kind] = {name: mean(scores) for name, scores in of.items()}
+        means = {name: mean(scores) for name, scores in of.items()}
+        if only_answered:
+            answered[kind] = means
+            continue
+        table[kind] = means
         errors[kind] = {name: stdev(scores) / sqrt(len(scores))
                         for name, scores in of.items() if len(scores) > 1}
         for title, sets in averaged.items():
             if several and len(sets) > 1:
                 table[kind][f"{title}, mean of sets"] = mean(table[kind][name] for name in sets)
-    return table | {"errors": errors}
+    return table | {"errors": errors, "answered": answered}
 
 
 def evaluate_model(config) -> dict:

@@ -158,6 +158,7 @@ class Log:
         self.evaluations.append({"step": step, **accuracy, "audit": audit, "drift": drift})
         kinds = [kind for kind in ("greedy", "sampled") if kind in accuracy]
         row = {f"test/{kind}/{name}": value for kind in kinds for name, value in accuracy[kind].items()}
+        row |= {f"test/{kind}/answered": accuracy["answered"][kind]["all"] for kind in kinds}
         for part, numbers in (("audit", audit), ("drift", drift)):
             row |= {f"{part}_since/{name}": value for name, value in numbers.items()}
         self.write(step, row)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import re
 import subprocess
@@ -914,7 +915,8 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
         right = [
             int(i) % {"red": 1, "blue": 2, "green": 4}[name] == 0 for name, i in numbers for _ in range(size)
         ]
-        return SimpleNamespace(texts=["#### 7" if true else "#### 8" for true in right])
+        wrong = "#### 8" if "green" not in prompts[0] else "I do not know"
+        return SimpleNamespace(texts=["#### 7" if true else wrong for true in right])
 
     monkeypatch.setattr(grpo, "sample", sample)
     red, blue, green = (str(tmp_path / f"{name}_test.jsonl") for name in ("red", "blue", "green"))
@@ -944,6 +946,10 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
                 "out of domain": 0.25,
             }
         )
+        error = math.sqrt(8 * 0.25 / 7) / math.sqrt(8)  # of blue: each score is 0.5 from the mean
+        assert result["errors"][kind]["blue"] == pytest.approx(error) and result["errors"][kind]["red"] == 0.0
+        assert result["answered"][kind] == pytest.approx(
+            {"red": 1.0, "blue": 1.0, "green": 0.25, "all": 1.0, "out of domain": 0.25})
     table = {line[:18].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]}
     assert table["in domain"] == ["0.667", "0.667"] and table["mean of sets"] == ["0.750", "0.750"]
     assert table["out of domain"] == ["0.250", "0.250"]
