@@ -912,11 +912,12 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
 
     def sample(model, tokenizer, prompts, size, *rest):
         numbers = [re.search(r"(\w+) (\d)", prompt).groups() for prompt in prompts]
-        right = [
-            int(i) % {"red": 1, "blue": 2, "green": 4}[name] == 0 for name, i in numbers for _ in range(size)
+        one_in = {"red": 1, "blue": 2, "green": 4}
+        wrong = {"blue": "#### 8", "green": "I do not know"}
+        texts = [
+            "#### 7" if int(i) % one_in[name] == 0 else wrong[name] for name, i in numbers for _ in range(size)
         ]
-        wrong = "#### 8" if "green" not in prompts[0] else "I do not know"
-        return SimpleNamespace(texts=["#### 7" if true else wrong for true in right])
+        return SimpleNamespace(texts=texts)
 
     monkeypatch.setattr(grpo, "sample", sample)
     red, blue, green = (str(tmp_path / f"{name}_test.jsonl") for name in ("red", "blue", "green"))
