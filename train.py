@@ -168,9 +168,9 @@ class Config:
 # ----------------------------------------------------------------------------------------------- the training
 
 
-def train(config: Config) -> dict:
+def train(config: Config, before: dict | None = None) -> dict:
     """One run, from the policy that `config.model` names to a trained one in the run folder; gives
-    results.json."""
+    results.json. `before`: the first evaluation, where another run has made it (see `compare`)."""
     from tqdm import tqdm
 
     from data import spend_labels
@@ -197,7 +197,7 @@ def train(config: Config) -> dict:
     if done is None:
         if run.memory is not None:
             warm_up(run, labelled, log, drift)
-        look(run, test, 0, log, audit, drift, samples)
+        look(run, test, 0, log, audit, drift, samples, before)
         save_checkpoint(run, 0, log, audit, drift)
     bar.update(done or 0)
     if not done:
@@ -221,9 +221,11 @@ def train(config: Config) -> dict:
     return finish(run, log, audit)
 
 
-def look(run: Run, test: list, step: int, log: Log, audit: Audit, drift: Drift, samples: Samples) -> None:
-    """What the policy can do, what predictions were worth since the last look, what the policy writes."""
-    accuracy = evaluate(run, test) if run.config.eval_every else {}
+def look(run: Run, test: list, step: int, log: Log, audit: Audit, drift: Drift, samples: Samples,
+         known: dict | None = None) -> None:
+    """What the policy can do (where it is not `known`), what predictions were worth since the last look, what
+    the policy writes."""
+    accuracy = known or (evaluate(run, test) if run.config.eval_every else {})
     log.evaluation(step, accuracy, audit.metrics(log.audited), drift.metrics(log.checked))
     drift.warn(run, step, log.checked)
     log.mark(audit, drift)

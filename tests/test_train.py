@@ -17,7 +17,7 @@ import torch
 import data
 import train
 from lab import compare, figures, log, probe, runs, settings
-from lab.evaluate import evaluate_model
+from lab.evaluate import evaluate, evaluate_model
 from train import Config
 
 ROOT = Path(train.__file__).parent
@@ -102,14 +102,17 @@ def test_batches_are_full_and_every_epoch_sees_every_task_once():
     assert [task.id for task, _ in seen[:10]] != [task.id for task, _ in seen[10:]]
 
 
-def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, capsys):
+def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(train, "evaluate", lambda *run: calls.append(run) or evaluate(*run))
     config = quick(output_dir=str(tmp_path / "all"), steps=1, variants="soft")
     compare.compare(config, train.train)
+    assert len(calls) == 1 + 5  # the untrained policy once, then what each of five runs has made of it
     table = capsys.readouterr().out
     assert "memreward - soft" in table
     assert json.loads((tmp_path / "all" / "soft-0.2-0" / "config.json").read_text())["reward"] == "soft"
     assert "memreward - r1p" in table and "memreward / oracle" in table
-    compare.compare(config, lambda config: pytest.fail("ran a finished run again"))
+    compare.compare(config, lambda *_: pytest.fail("ran a finished run again"))
     again = capsys.readouterr().out  # the last table of the first time, once
     assert table.endswith(again) and again.count("before training") == 1
     with pytest.raises(ValueError, match="variants: hard are not all among"):
@@ -121,7 +124,7 @@ def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, ca
 def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
     """Four committed runs of an older version are printed, even if a default has changed since; a fifth is
     not run beside them; two versions, or two settings, are never one table."""
-    folder, never = tmp_path / "all", lambda config: pytest.fail("a run was started")
+    folder, never = tmp_path / "all", lambda *_: pytest.fail("a run was started")
     score = {"greedy": {"all": 0.5}}
     common = {
         "before": score,
@@ -915,7 +918,9 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
         one_in = {"red": 1, "blue": 2, "green": 4}
         wrong = {"blue": "#### 8", "green": "I do not know"}
         texts = [
-            "#### 7" if int(i) % one_in[name] == 0 else wrong[name] for name, i in numbers for _ in range(size)
+            "#### 7" if int(i) % one_in[name] == 0 else wrong[name]
+            for name, i in numbers
+            for _ in range(size)
         ]
         return SimpleNamespace(texts=texts)
 
