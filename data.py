@@ -48,8 +48,11 @@ def hide_labels(
     """Keep the labels of round(ratio * n) of the n tasks that have one (at least 1); remove all others.
 
     Args:
-        ratio: in (0, 1]. seed: of the draw.
-        picked: ids of tasks in order of worth; the first that have a label keep it, and nothing is drawn.
+        ratio: in (0, 1]. seed: of the draw; Python's global random state stays as it was.
+        picked: ids of tasks in order of worth, an id counts once; the first that have a label keep it, and
+            nothing is drawn.
+    Returns:
+        all tasks in their order, those that never had a label, too; of a task nothing but its label goes.
     Raises:
         ValueError: the ratio is outside its range, or fewer labelled tasks are picked than keep theirs.
 

@@ -92,14 +92,14 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
 
 
 def edge_weights(cosines: Tensor) -> Tensor:
-    """max(cos_ij, 0) / degree of each receiver's edges (..., k): a mean in which what is unlike says
-    nothing."""
+    """max(cos_ij, 0) / degree of each receiver's edges (..., k): a mean in which what is unlike says nothing.
+    A column of cosine -inf is no edge; all others count in the degree, whatever their cosine."""
     return cosines.clamp(min=0) / cosines.isfinite().sum(-1, keepdim=True).clamp(min=1)
 
 
 def receive_messages(messages: Tensor, senders: Tensor, weights: Tensor) -> Tensor:
     """sum_j weight_ij message_j over each receiver's edges (..., k). Messages (M, w) or (M, G, w) -> (...,
-    w)."""
+    w); of (M, G, w) sender m*G + g is rollout g of group m."""
     flat = senders.flatten(0, -2), messages.flatten(0, -2)
     heard = F.embedding_bag(*flat, per_sample_weights=weights.flatten(0, -2), mode="sum")
     return heard.unflatten(0, senders.shape[:-1])
@@ -309,8 +309,8 @@ def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
 
 
 def same_rollouts(groups: Groups) -> Tensor:
-    """(M, M) marks the groups that hold the same rollouts, whatever their ids: each group itself, and its
-    copies."""
+    """(M, M) of bool, True for groups that hold the same rollouts, whatever their ids: each group itself, and
+    its copies, equal in every number: query, thinkings, answers and features, rollout by rollout."""
     rows = torch.cat([part.flatten(1) for part in groups], dim=1)
     number = rows.unique(dim=0, return_inverse=True)[1]
     return number[:, None] == number
@@ -337,8 +337,9 @@ def metrics(probabilities: Tensor, rewards: Tensor, threshold: float = 0.5) -> d
     """How well probabilities (n,) tell right rollouts (reward 1) from wrong ones; nan where a quotient is
     0/0.
 
-    Reward 1 is predicted above the threshold. fp_rate is the share of wrong rollouts that would be rewarded;
-    auc the probability that a right rollout scores above a wrong one, a tie counting one half.
+    Reward 1 is predicted above the threshold. f1 is twice the hits over the number of predicted plus the
+    number of right ones; fp_rate the share of wrong rollouts that would be rewarded; auc the probability that
+    a right rollout scores above a wrong one, a tie counting one half. All are plain floats.
 
     >>> result = metrics(torch.tensor([0.9, 0.8, 0.8, 0.1]), torch.tensor([1.0, 0.0, 1.0, 0.0]))
     >>> {name: round(value, 3) for name, value in result.items()}

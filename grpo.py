@@ -76,8 +76,9 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple
     """Equation (1): invert the cumulative distribution of softmax(logits / temperature) at one uniform number
     a row.
 
-    logits (n, V), uniforms (n,) -> token ids (n,), their log-probabilities (n,). Temperature 0 takes the most
-    probable token and gives its log-probability at temperature 1. A token of probability 0 is never chosen.
+    logits (n, V), uniforms (n,) -> token ids (n,), their log-probabilities (n,), in float32 whatever the
+    logits are. Temperature 0 takes the most probable token and gives its log-probability at temperature 1. A
+    token of probability 0 is never chosen, also where rounded sums end below u.
 
     >>> choose_tokens(torch.tensor([[0.2, 0.5, 0.3]] * 3).log(), torch.tensor([0.1, 0.6, 0.8]), 1.0)[0]
     tensor([0, 1, 2])
@@ -219,7 +220,8 @@ def group_advantages(rewards: Tensor, normalize: str = "std", eps: float = 1e-4)
     group.
 
     "std" divides by the unbiased standard deviation (G - 1, as TRL does) plus eps; "none" does not (Dr.
-    GRPO). A group of equal rewards carries no signal and gets exactly 0.
+    GRPO). A group of equal rewards carries no signal and gets exactly 0. Raises ValueError for groups of one
+    rollout, which has nothing to be compared with, and for another `normalize`.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]), normalize="none")
     tensor([[ 0.5000, -0.5000, -0.5000,  0.5000],
@@ -243,7 +245,8 @@ def token_weights(mask: Tensor, loss_norm: str = "sequence",
     before it is cut into micro-batches. `reduce` sums a tensor over processes (accelerator.reduce).
 
     "sequence": mean over rollouts of the mean over their tokens (DeepSeekMath). "token": mean over all tokens
-    (DAPO). "constant": sum over tokens divided by N * T, T the limit on the response's length (Dr. GRPO).
+    (DAPO). "constant": sum over tokens divided by N * T, T the limit on the response's length (Dr. GRPO). A
+    rollout without tokens counts in N. Another `loss_norm` raises ValueError.
 
     >>> token_weights(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     tensor([[0.2500, 0.2500],
@@ -268,8 +271,8 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor | None, ref_logprobs: Tenso
 
     old_logprobs None: the policy has not moved since it sampled, the ratio is 1. ref_logprobs None: no KL
     term (and no metric of it). weights None: `token_weights(mask, "sequence")`. What stands at masked places
-    is never read. Metrics, means over the tokens: kl, ratio, clip_fraction (share whose gradient the clip
-    removes).
+    is never read. Metrics, plain means over the tokens, detached: kl, ratio, clip_fraction (share whose
+    gradient the clip removes).
     """
     mask = mask.bool()
     weights = token_weights(mask) if weights is None else weights

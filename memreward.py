@@ -278,7 +278,8 @@ def make_encoder(name: str, tokenizer, device="cpu") -> Encoder:
 
 
 def majority_key(keys: Sequence[str | None]) -> str | None:
-    """The most common answer of a group; what does not parse never wins, ties go to the first.
+    """The most common answer of a group, None where none parses; what does not parse (None) never wins, a tie
+    goes to the answer that was seen first.
 
     >>> majority_key(["7", None, None, None, "8", "8", "7"])
     '7'
@@ -378,8 +379,9 @@ def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: Exp
 
     A labelled task is verified. An unlabelled one gets 1 where sigma > threshold and else 0 (paper, section
     on online RL), sigma from the memory or, where `memory` is None, from the majority's vote; sigma itself if
-    `soft`. A group whose mean of |2 sigma - 1| is below `abstain` gets equal rewards, so no advantage. `lap`
-    follows each stage.
+    `soft`. A group without a label whose mean of |2 sigma - 1| is below `abstain` gets 0 for each rollout, so
+    no advantage. Responses, and `groups` and `keys` by task, are in the order of the tasks. lap("verify") and
+    lap("predict") end the two stages, also where there was nothing to do.
     """
     size = len(responses) // len(tasks)
     guess = "majority" if memory is None else "memory"

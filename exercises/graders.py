@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
+from torch.overrides import TorchFunctionMode
 
 torch.set_num_threads(1)  # a fork has no other thread
 F.embedding_bag(tensor([[0]]), torch.ones(1, 1))  # looks up the processor, which nobody can once confined
@@ -56,8 +57,8 @@ def shorten(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
-def raises(kind: type, call) -> bool:
-    """Does the call raise an error of this kind?"""
+def raises(kind: type | tuple[type, ...], call) -> bool:
+    """Does the call raise an error of this kind, or of one of these?"""
     try:
         call()
     except kind:
@@ -75,15 +76,20 @@ def numbers(seed: int) -> torch.Generator:
 
 def majority_key(module, seed: int) -> None:
     f = module.majority_key
+    expect(f(["7", "8", "7", "9", "5"]), "7", "7 8 7 9 5",
+        {"the most common answer wins, also with less than half of the votes": None})
     expect(f(["7", None, None, None, "8", "7"]), "7", "two 7, three answers that do not parse",
         {"None won: what does not parse never votes": None,
         "it gives the votes, and the answer is wanted": 2})
-    need(not raises(ValueError, lambda: f([None, None])) and f([None, None]) is None,
+    errors = ValueError, IndexError, TypeError
+    need(not raises(errors, lambda: f([None, None])) and f([None, None]) is None,
         "a group in which nothing parses: the majority is None, no error (max has a default)")
     expect(f(["7", "8", "8", "7"]), "7", "7 8 8 7 is a tie",
         {"it went to the last one, a tie goes to the first": "8"})
-    expect(f(["2", "3", "1", "3", "1"]), "3", "2 3 1 3 1 is a tie of 3 and 1",
-        {"it went to the smaller answer, a tie goes to the one that was seen first": "1",
+    first = "a tie goes to the one that was seen first"
+    expect(f("2 5 9 3 1 7 3 9 1 5 7".split()), "5", "2 5 9 3 1 7 3 9 1 5 7 is a tie of 5 9 3 1 7",
+        {f"it went to the smaller answer, {first}": "1", f"it went to the larger answer, {first}": "9",
+        f"it went to the last one, {first}": "7", f"the one that had its votes first won, {first}": "3",
         "the first answer won, whatever the votes": "2"})
     draw = random.Random(seed)
     for _ in range(50):
@@ -100,8 +106,8 @@ def majority_key(module, seed: int) -> None:
 
 def hide_labels(module, seed: int) -> None:
     f, Task = module.hide_labels, module.Task
-    tasks = [Task(f"t{i}", "demo", "code" if i % 4 == 3 else "math", "?", answer=str(i),
-        tests=("assert f() == 1",) if i % 4 == 3 else None) for i in range(20)]
+    tasks = [Task(f"t{i}", "demo", "code" if i % 4 == 3 else "qa", "?", ("one", "two"), str(i),
+        ("assert f() == 1",) if i % 4 == 3 else None) for i in range(20)]
     before = list(tasks)
 
     def kept(found):
@@ -115,17 +121,28 @@ def hide_labels(module, seed: int) -> None:
     left = [task for s in range(6) for task in f(tasks, 0.2, s) if not task.labelled
         and (task.answer, task.tests) != (None, None)]
     need(not left, "a hidden label must be gone: of some code task the answer (a solution) is still there")
+    need(sum(task.tests is not None for task in found) < 5,
+        "the tests of a code task are its label, and no code task has lost them")
+    need(all((task.question, task.choices) == ("?", ("one", "two")) for task in found),
+        "only the label goes: question and choices are not part of it")
+    need(len({len(kept(f(tasks, 0.2, s))) for s in range(6)}) == 1,
+        "how many labels are kept hangs on the seed: draw so many, and do not toss a coin for each")
     expect(sum(task.answer is not None for task in found), 4,
         "tasks that still have an answer, ratio 0.2 of 20")
     expect(len(kept(found)), 4, "20 labels, ratio 0.2")
     expect(len(kept(f(tasks[:7], 0.4, seed))), 3, "7 labels, ratio 0.4 is 2.8", {"cut off, not rounded": 2})
     expect(len(kept(f(tasks, 0.01, seed))), 1, "20 labels, ratio 0.01", {"at least one label is kept": 0})
     half = [Task(f"u{i}", "demo", "math", "?") for i in range(20)] + tasks
+    need(len(f(half, 0.2, seed)) == 40, "20 labels and 20 tasks without: the tasks without a label stay, too")
     expect(len(kept(f(half, 0.2, seed))), 4, "20 labels and 20 tasks without, ratio 0.2",
         {"the ratio is of the tasks that have a label, not of all": 8})
     need(kept(f(tasks, 0.2, seed)) == kept(f(tasks, 0.2, seed)), "the same seed must keep the same labels")
     draws = {tuple(kept(f(tasks, 0.2, s))) for s in range(8)}
     need(len(draws) > 1, "every seed keeps the same labels: they are to be drawn with the seed")
+    state = random.getstate()
+    f(tasks, 0.2, seed)
+    need(random.getstate() == state,
+        "it seeds the random numbers of the whole program: random.Random(seed) is a generator of its own")
     picked, case = (["u3", "t9", "t2", "t9", "t5", "t7", "t1"],
         "picked u3 t9 t2 t9 t5 t7 t1, u3 has no label, 4 to keep")
     counted = "a picked task without a label, or one picked twice, counted"
@@ -146,11 +163,14 @@ def knn(module, seed: int) -> None:
     f = module.knn
     memory = tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]])
     near, cosines = f(tensor([[2.0, 0.0]]), memory, 2)
+    need(not near.is_floating_point(), "it gives cosines and indices: the indices come first")
     expect(cosines, tensor([[1.0, 0.6]]), "query (2, 0), memory (0, 1) (2, 0) (3, 4)",
         {"your result equals the plain dot product: did you divide by the lengths?": tensor([[6.0, 4.0]]),
         "you divided by the memory's lengths alone, the query has one too": tensor([[2.0, 1.2]]),
         "you divided by the query's length alone, the memory's rows have one too": tensor([[3.0, 2.0]]),
-        "the most distant come first: best first is wanted": tensor([[0.0, 0.6]])})
+        "the most distant come first: best first is wanted": tensor([[0.0, 0.6]]),
+        "the right ones, worst first: best first is wanted": tensor([[0.6, 1.0]]),
+        "the nearest in space: the closest in angle are wanted, whatever the lengths": tensor([[1.0, 0.0]])})
     expect(near, tensor([[1, 2]]), "rows of the memory near (2, 0)")
     hide = tensor([[False, True, False]])
     near, cosines = f(tensor([[1.0, 0.0]]), memory, 3, hide)
@@ -163,14 +183,20 @@ def knn(module, seed: int) -> None:
         "k = 9 of 3 rows: min(k, M) are wanted")
     expect(f(tensor([[1.0, 0.0]]), memory, 9)[1], tensor([[1.0, 0.6, 0.0]]), "k = 9 of 3 rows")
     same = tensor([[3.0, 1.0], [1.0, 3.0], [3.0, 1.0], [9.0, 3.0], [6.0, 2.0]])
-    expect(f(tensor([[3.0, 1.0]]), same, 3)[0], tensor([[0, 2, 3]]), "rows 0 2 3 4 point the same way",
+    near = f(tensor([[3.0, 1.0]]), same, 3)[0]
+    tied = near if 1 not in near else tensor([[0, 2, 4]])  # whatever the order
+    expect(near, tensor([[0, 2, 3]]), "rows 0 2 3 4 point the same way",
         {"a tie went to the higher row, it goes to the lower": tensor([[4, 3, 2]]),
-        "a tie goes to the lower row": tensor([[0, 2, 4]])})
+        "a tie goes to the lower row (topk and sort promise nothing)": tied})
+    expect(f(tensor([[1.0, 0.0]]), tensor([[1.0, 0.03], [1.0, 0.02]]), 1)[0], tensor([[1]]),
+        "cosines 0.99955 and 0.9998", {"they are no tie: only what agrees to 1e-6 is one": tensor([[0]])})
     zero = f(torch.zeros(1, 2), torch.zeros(2, 2), 1)[1]
     expect(zero, tensor([[0.0]]), "a row of zeros", {"0 / 0 is nan: its cosine to everything is 0":
         tensor([[math.nan]])})
     g = numbers(seed)
     queries, memory = torch.randn(2, 5, 8, generator=g), torch.randn(2, 30, 8, generator=g)
+    need(not raises((RuntimeError, IndexError), lambda: f(queries, memory, 4)),
+        "queries (2, 5, 8), memory (2, 30, 8): leading dimensions are batches (x.mT, not x.T)")
     near, cosines = f(queries, memory, 4)
     need(near.shape == cosines.shape == (2, 5, 4),
         f"queries (2, 5, 8): shapes (2, 5, 4), not {tuple(near.shape)}")
@@ -192,20 +218,28 @@ def messages(module, seed: int) -> None:
         "edge_weights of cosines 1, 0.5, -0.6", {"not divided by the degree: the more edges, the louder":
         tensor([[1.0, 0.5, 0.0]]), "divided by the sum of the weights: the degree, 3, is wanted":
         tensor([[2 / 3, 1 / 3, 0.0]]), "what is unlike speaks against: max(cos, 0) is wanted":
-        tensor([[1 / 3, 1 / 6, -0.2]]), "a softmax: max(cos, 0) / degree is wanted":
+        tensor([[1 / 3, 1 / 6, -0.2]]), "|cos|: what is unlike says nothing, max(cos, 0) is wanted":
+        tensor([[1 / 3, 1 / 6, 0.2]]), "a softmax: max(cos, 0) / degree is wanted":
         tensor([[1.0, 0.5, -0.6]]).softmax(-1),
         "an edge of cosine below 0 is still an edge, it counts in the degree": tensor([[0.5, 0.25, 0.0]])})
     expect(weigh(tensor([[0.8, -inf]])), tensor([[0.8, 0.0]]), "edge_weights of cosines 0.8, -inf",
         {"a column of -inf is no edge, it does not count in the degree": tensor([[0.4, 0.0]])})
     expect(weigh(tensor([[-inf, -inf]])), tensor([[0.0, 0.0]]), "edge_weights without any edge",
         {"0 / 0 is nan: let the degree be 1 at least": tensor([[math.nan, math.nan]])})
+    expect(weigh(tensor([[1.0, 0.5], [0.4, -inf]])), tensor([[0.5, 0.25], [0.4, 0.0]]),
+        "edge_weights of two receivers, cosines 1, 0.5 and 0.4, -inf",
+        {"the edges of both were counted: each receiver has a degree of its own":
+        tensor([[1 / 3, 1 / 6], [0.4 / 3, 0.0]])})
     said = tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
     expect(hear(said, tensor([[0, 2]]), tensor([[0.5, 0.25]])), tensor([[1.5, 15.0]]), "receive_messages",
         {"a sum is wanted, the weights have been divided already": tensor([[0.75, 7.5]]),
-        "the weights are not used": tensor([[5.0, 50.0]])})
+        "the weights are not used": tensor([[5.0, 50.0]]),
+        "summed over the width: over the edges is wanted": tensor([[5.5, 11.0]])})
     g = numbers(seed)
     said, weights = torch.randn(3, 2, 5, generator=g), torch.rand(4, 2, 3, generator=g)
     senders = torch.randint(6, (4, 2, 3), generator=g)
+    need(not raises((IndexError, RuntimeError, ValueError), lambda: hear(said, senders, weights)),
+        "messages (M, G, w) of rollouts: senders count all M * G of them, flatten first")
     heard = hear(said, senders, weights)
     need(heard.shape == (4, 2, 5),
         f"senders (4, 2, 3), messages (3, 2, 5): (4, 2, 5) is wanted, not {heard.shape}")
@@ -234,13 +268,20 @@ def gcn_layer(module, seed: int) -> None:
         2 / 3**0.5 + 3 / r2]), "D^-1/2 on one side only, that of the receiver":
         tensor([3 / r2, 6 / 3**0.5, 5 / r2]), "no normalisation at all": tensor([3.0, 6.0, 5.0]),
         "of two edges into node 1 one was lost: h[target] += ... does not add twice, index_add does":
-        tensor([1 / 2 + 2 / r6, 2 / 3 + 3 / r6, 2 / r6 + 3 / 2])})
+        tensor([1 / 2 + 2 / r6, 2 / 3 + 3 / r6, 2 / r6 + 3 / 2]),
+        "of all that comes to a node only the last stays: out[target] = ... does not add, index_add does":
+        tensor([1 / 2, 2 / 3, 3 / 2]), "divided by D on both sides: by its square root":
+        tensor([1 / 4 + 2 / 6, 1 / 6 + 2 / 9 + 3 / 6, 2 / 6 + 3 / 4]),
+        "edges stand there both ways already: yours count twice": tensor([1 / 3 + 4 / 15**0.5,
+        2 / 15**0.5 + 2 / 5 + 6 / 15**0.5, 4 / 15**0.5 + 3 / 3])})
     need(torch.equal(x, given), "it changed the x that it was given")
     with torch.no_grad():
-        layer.linear.bias.fill_(10.0)
-    expect(layer(x, edges).flatten(), got + 10, "with a bias of 10",
-        {"the bias went along the edges: W X first, the bias at the end":
-        got.detach() + 10 * tensor([1 / 2 + 1 / r6, 2 / r6 + 1 / 3, 1 / r6 + 1 / 2])})
+        layer.linear.bias.fill_(-10.0)
+    along, got = -10 * tensor([1 / 2 + 1 / r6, 2 / r6 + 1 / 3, 1 / r6 + 1 / 2]), got.detach()
+    expect(layer(x, edges).flatten(), got - 10, "with a bias of -10",
+        {"the bias went along the edges: W X first, the bias at the end": got + along,
+        "the bias came twice, and once along the edges": got + along - 10, "the bias is missing": got,
+        "a relu: that is the network's, not the layer's": torch.zeros(3)})
     g, layer = numbers(seed), module.GCNLayer(4, 6)
     x, pairs = (torch.randn(9, 4, generator=g), torch.tensor([[0, 1], [1, 2], [4, 2], [5, 6], [6, 7], [0, 7],
         [3, 5]]).T)
@@ -271,11 +312,17 @@ def leave_one_out(module, seed: int) -> None:
     expect(got, right, "groups 0 and 2 are copies, 1 and 3 of one query",
         {"a group's copy still tells it its own rewards: equal rollouts are hidden, too": torch.eye(4).bool(),
         "siblings, other groups of one query, are hidden: they may be heard": kin,
-        "the mask is upside down: True hides": ~right})
+        "the mask is upside down: True hides": ~right, "a group is hidden from itself, too":
+        right & ~torch.eye(4).bool(), "a copy hides one way only, the mask is symmetric": right.triu()})
     near = groups.rows(tensor([0, 0, 1, 3]))  # rows 0 and 1 differ in one number
-    for part in ("thinkings", "answers", "features"):
+    other = near._replace(**{part: getattr(near, part).clone() for part in near._fields})
+    for values in other[1:]:
+        values[1] = values[1].flip(0)
+    need(not module.same_rollouts(other)[0, 1],
+        "the same rollouts in another order were taken for a copy: equal rollout by rollout is wanted")
+    for part in ("thinkings", "answers", "features", "queries"):
         values = getattr(near, part).clone()
-        values[1, 1, 0] += 0.01
+        values[1].view(-1)[-1] += 0.01
         pair = module.same_rollouts(near._replace(**{part: values}))
         need(not pair[0, 1],
             f"two groups that differ in their {part} are not the same: copies are equal in every number")
@@ -299,14 +346,20 @@ def leave_one_out(module, seed: int) -> None:
 
 def metrics(module, seed: int) -> None:
     f = module.metrics
-    p, r = tensor([0.9, 0.8, 0.8, 0.1]), tensor([1.0, 0.0, 1.0, 0.0])
+    p, r = tensor([0.9, 0.8, 0.3, 0.1]), tensor([1.0, 0.0, 1.0, 0.0])
     found = f(p, r)
     names = {"accuracy", "precision", "recall", "f1", "fp_rate", "auc"}
     need(set(found) == names, f"wanted are {', '.join(sorted(names))}")
+    need(all(isinstance(value, (int, float)) for value in found.values()), "floats are wanted, not tensors")
+    expect(found["auc"], 0.75, "auc of p .9 .8 .3 .1, rewards 1 0 1 0",
+        {"that is the auc of the predictions, 0 or 1: the probabilities tell more": 0.5,
+        "turned round: 1 is wanted where all right ones score higher": 0.25,
+        "ranks start at 1, and n (n + 1) / 2 of them are those among the right ones": 1.5})
+    p, r = tensor([0.9, 0.8, 0.8, 0.1]), tensor([1.0, 0.0, 1.0, 0.0])
+    found = f(p, r)
     case = "p .9 .8 .8 .1, rewards 1 0 1 0"
     ties = {"a tie of right and wrong counts as won: it is one half": 1.0,
-        "a tie of right and wrong counts as lost: it is one half": 0.75,
-        "ranks start at 1, and n (n + 1) / 2 of them are those among the right ones": 1.625}
+        "a tie of right and wrong counts as lost: it is one half": 0.75}
     expect(found["auc"], 0.875, f"auc of {case}", ties)
     expect(f(p.flip(0), r.flip(0))["auc"], 0.875, f"auc of {case}, in another order", ties)
     p, r = tensor([0.9, 0.6, 0.7, 0.2, 0.1, 0.3]), tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0])
@@ -323,12 +376,17 @@ def metrics(module, seed: int) -> None:
     case = "p .9 .8 .7 .6 .1, rewards 1 0 0 0 1"
     expect(found["precision"], 0.25, f"precision of {case}", {"precision and recall are swapped": 0.5})
     expect(found["recall"], 0.5, f"recall of {case}")
+    expect(found["f1"], 1 / 3, f"f1 of {case}",
+        {"the plain mean of precision and recall: f1 is their harmonic mean": 0.375})
     expect(found["fp_rate"], 1.0, f"fp_rate of {case}",
         {"the share of the WRONG rollouts that are rewarded, yours is of the rewarded ones": 0.75})
     expect(f(tensor([0.5, 0.4]), tensor([0.0, 0.0]))["accuracy"], 1.0, "p .5 .4, rewards 0 0",
         {"0.5 is not above the threshold 0.5": 0.5})
     expect(f(tensor([0.6, 0.4]), tensor([0.0, 0.0]), 0.7)["accuracy"], 1.0,
-        "p .6 .4, rewards 0 0, threshold 0.7")
+        "p .6 .4, rewards 0 0, threshold 0.7", {"it was compared with 0.5: the threshold is not used": 0.5})
+    expect(f(tensor([0.6, 0.4]), tensor([0.0, 1.0]))["f1"], 0.0, "f1 of p .6 .4, rewards 0 1",
+        {"precision and recall are 0, and twice the hits, 0, over predicted plus right, 2, is no 0 / 0":
+        math.nan})
     for name, text in (("auc", "without a right rollout"), ("recall", "without a right rollout")):
         try:
             value = f(tensor([0.6, 0.4]), tensor([0.0, 0.0]))[name]
@@ -349,19 +407,22 @@ def metrics(module, seed: int) -> None:
 
 def calibration(module, seed: int) -> None:
     f, error = module.calibrate, module.calibration_error
-    expect(error(tensor([0.9, 0.9, 0.2, 0.1]), tensor([1.0, 0.0, 0.0, 0.0])), 0.275,
-        "error, p .9 .9 .2 .1, rewards 1 0 0 0", {"bins count by their size, yours equally": 0.7 / 3,
-        "bins count by their size, yours equally, with the empty ones": 0.07,
-        "the mean distance of each rollout: first average in each bin": 0.325,
-        "the largest gap: a mean is wanted": 0.4,
-        "gaps are summed, and not divided by the number of rollouts": 1.1})
+    expect(error(tensor([0.9, 0.9, 0.22, 0.1]), tensor([1.0, 0.0, 0.0, 0.0])), 0.28,
+        "error, p .9 .9 .22 .1, rewards 1 0 0 0", {"bins count by their size, yours equally": 0.24,
+        "bins count by their size, yours equally, with the empty ones": 0.072,
+        "the mean distance of each rollout: first average in each bin": 0.33,
+        "the middle of each bin: the mean of the probabilities in it is wanted": 0.325,
+        "the largest gap: a mean is wanted": 0.4, "gaps are squared: their absolute value is wanted": 0.0946,
+        "gaps are summed, and not divided by the number of rollouts": 1.12})
     expect(error(tensor([0.8, 0.2]), tensor([1.0, 0.0])), 0.2, "error, p .8 .2, rewards 1 0",
         {"gaps of unlike sign cancel: the absolute value of each bin's is wanted": 0.0})
     try:
         value = error(tensor([1.0, 1.0]), tensor([0.0, 1.0]))
     except (IndexError, RuntimeError):
-        value = None
-    expect(value, 0.5, "error, p 1 1, rewards 0 1", {"p = 1 belongs into the last bin, not behind it": None})
+        value = 0.0
+    expect(value, 0.5, "error, p 1 1, rewards 0 1", {"p = 1 belongs into the last bin, not behind it": 0.0})
+    expect(error(tensor([0.3, 0.45]), tensor([1.0, 0.0]), 2), 0.125, "error, p .3 .45, rewards 1 0, bins 2",
+        {"there are ten bins, and two were asked for": 0.575})
     g = numbers(seed)
     logit = torch.randn(400, generator=g)
     rewards = (torch.rand(400, generator=g) < (0.5 * logit + 0.3).sigmoid()).float()
@@ -369,6 +430,7 @@ def calibration(module, seed: int) -> None:
     for strength in (3.0, 200.0):
         w = f(inputs, rewards, strength)
         need(w.shape == (2,) and not w.requires_grad, "weights (f,) without a graph are wanted")
+        need(w.dtype == torch.float32, f"weights of float32 are wanted, yours are {w.dtype}")
         slope = inputs.T @ ((inputs @ w).sigmoid() - rewards)  # of the summed cross-entropy
 
         def flat(slope: Tensor, pull: Tensor) -> bool:
@@ -383,6 +445,11 @@ def calibration(module, seed: int) -> None:
             "strength times the squared distance: half of that is wanted")
         need(not flat(slope, 0 * pull) or flat(slope, pull),
             "nothing holds the weights: strength is not used")
+        need(not flat(slope, strength * (w - 1)) or flat(slope, pull),
+            "the weights are held near (1, 1), and (1, 0) is wanted: of all but the logit nothing")
+        for n, name in enumerate(("first", "last")):
+            need(not flat(slope, pull * (torch.arange(2) != n)) or flat(slope, pull),
+                f"the {name} weight is not held: all of them are")
         need(flat(slope, pull),
             f"strength {strength:g}: weights {shorten(w.tolist())} are no minimum, the slope there is "
             f"{shorten((slope + pull).tolist())}")
@@ -393,14 +460,21 @@ def calibration(module, seed: int) -> None:
 
 def choose_tokens(module, seed: int) -> None:
     f = module.choose_tokens
+    logits, u = tensor([[0.1, 0.6, 0.3]] * 3).log(), tensor([0.05, 0.65, 0.95])
+    many = logits[:1].expand(64, -1)
+    need(torch.equal(*(f(many, torch.full((64,), 0.5), 1.0)[0] for _ in range(2))),
+        "the same u twice, other tokens: u is the draw, the function draws nothing itself")
+    expect(f(logits, u, 1.0)[0], tensor([0, 1, 2]), "p .1 .6 .3, u .05 .65 .95",
+        {"sorted by probability: the sum runs over the tokens in their own order": tensor([1, 2, 0]),
+        "the order is turned round: the sum runs from token 0": tensor([2, 1, 0]),
+        "one token too far": tensor([1, 2, 3]), "the most probable token, u is not used": tensor([1, 1, 1]),
+        "the u of the first row for all: each row has its own": tensor([0, 0, 0])})
     logits = tensor([[0.25, 0.25, 0.5]] * 4).log()
     u = tensor([0.1, 0.25, 0.3, 0.8])
     got, logprobs = f(logits, u, 1.0)
     expect(got, tensor([0, 1, 1, 2]), "p .25 .25 .5, u .1 .25 .3 .8",
         {"u = .25 gave token 0: the sum must be ABOVE u, or u = 0 could choose a token of probability 0":
-        tensor([0, 0, 1, 2]), "one token too far": tensor([1, 2, 2, 3]),
-        "the most probable token, u is not used": tensor([2, 2, 2, 2]),
-        "the order is turned round: the sum runs from token 0": tensor([2, 2, 2, 0])})
+        tensor([0, 0, 1, 2])})
     right = tensor([0.25, 0.25, 0.25, 0.5]).log()
     expect(logprobs, right, "their log-probabilities", {"these are probabilities: the logarithm is wanted":
         right.exp()})
@@ -412,6 +486,8 @@ def choose_tokens(module, seed: int) -> None:
         {"multiplied by the temperature: it divides": logits.mul(2).log_softmax(-1)[0, 1:],
         "the log-probability is that of temperature 1: the policy that samples is the one that is trained":
         logits.log_softmax(-1)[0, :1], "temperature 1: it is not used": logits.log_softmax(-1)[0, 1:]})
+    need(not raises((RuntimeError, IndexError, ZeroDivisionError), lambda: f(logits, tensor([0.0]), 0.0)),
+        "temperature 0: there is nothing to divide by, it takes the most probable token")
     greedy = f(logits, tensor([0.0]), 0.0)
     expect(greedy[0], tensor([1]), "temperature 0, logits 0 2, u 0",
         {"it draws: temperature 0 takes the most probable": tensor([0])})
@@ -423,6 +499,11 @@ def choose_tokens(module, seed: int) -> None:
     tail = many.double().softmax(-1).cumsum(-1)[torch.arange(300), last]
     need(tail.min() > 0.99,
         "u next to 1, 2000 tokens: rounded sums end below u, and token 0 was chosen where none is above it")
+    tail = torch.cat([many, torch.full((300, 9), -math.inf)], 1)
+    need((f(tail, torch.full((300,), 1 - 2**-24), 1.0)[0] < 2000).all(),
+        "u next to 1, the last 9 of 2009 tokens are impossible: rounded sums end below u, and one was chosen")
+    need(f(many[:9].bfloat16(), torch.full((9,), 0.5), 1.0)[1].dtype == torch.float32,
+        "logits of bfloat16, as large models give: sums over a vocabulary want float32")
     chosen = f(many[:1, :5].expand(4000, -1), (torch.arange(4000) + 0.5) / 4000, 1.0)[0]
     off = torch.bincount(chosen, minlength=5) / 4000 - many[0, :5].softmax(-1)
     need(off.abs().max() < 1e-3, "u evenly in [0, 1): each token is to come as often as it is probable")
@@ -435,26 +516,34 @@ def group_advantages(module, seed: int) -> None:
     f = module.group_advantages
     rewards = tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
     centred = tensor([[0.75, -0.25, -0.25, -0.25], [0.25, 0.25, 0.25, -0.75]])
-    case = "rewards 1 0 0 0 and 1 1 1 0, eps 0.5"  # deviation 0.5 (G - 1) or 0.433 (G)
-    expect(f(rewards, eps=0.5), centred, case,
-        {"the deviation of the population: G - 1 is wanted, as TRL has it": centred / (0.1875**0.5 + 0.5),
-        "eps is not added to the deviation": centred / 0.5,
-        "eps stands under the root: it is added to the deviation": centred / 0.75**0.5,
-        "divided by the variance, not by its root": centred / 0.75,
-        "the mean is not taken off": rewards / (0.5 + 0.5),
+    case = "rewards 1 0 0 0 and 1 1 1 0, eps 0.3"  # deviation 0.5 (G - 1) or 0.433 (G)
+    given = rewards.clone()
+    expect(f(given, eps=0.3), centred / 0.8, case,
+        {"the deviation of the population: G - 1 is wanted, as TRL has it": centred / (0.1875**0.5 + 0.3),
+        "eps is not added to the deviation": centred / 0.5, "eps is 1e-4 whatever is asked": centred / 0.5001,
+        "eps stands under the root: it is added to the deviation": centred / 0.55**0.5,
+        "divided by the variance, not by its root": centred / 0.55, "not divided": centred,
+        "the mean is not taken off": rewards / 0.8,
+        "the mean of the others was taken off: the mean of the group is wanted": centred / 0.6,
         "mean and deviation of the whole batch: each group has its own":
-        (rewards - 0.5) / (rewards.std() + 0.5), "the mean of the whole batch: each group has its own":
-        rewards - 0.5})
+        (rewards - 0.5) / (rewards.std() + 0.3), "the mean of the whole batch: each group has its own":
+        (rewards - 0.5) / 0.8, "the deviation of the whole batch: each group has its own":
+        centred / (rewards.std() + 0.3), "the mean over tasks: a group is a row":
+        (rewards - rewards.mean(0)) / 0.8})
+    need(torch.equal(given, rewards), "it changed the rewards that it was given")
     expect(f(rewards, normalize="none"), centred, 'the same, normalize "none"',
-        {'"none" divides by the deviation, too': centred / (0.5 + 1e-4)})
+        {'"none" divides by the deviation, too': centred / (0.5 + 1e-4),
+        "the mean is taken off, also without dividing": rewards})
     for size in range(2, 14):
         for value in (0.1, 0.7, 1.0):
             for normalize in ("std", "none"):
                 need((f(torch.full((1, size), value), normalize) == 0).all(),
                     f"{size} equal rewards of {value}: exactly 0 is wanted; a rounded mean leaves a rest, "
                     "of which Adam makes full steps")
-    need(raises(ValueError, lambda: f(torch.ones(4, 1))) and raises(ValueError, lambda: f(rewards, "mean")),
-        'a group of one rollout, and normalize "mean": ValueError')
+    need(raises(ValueError, lambda: f(torch.ones(4, 1))),
+        "groups of one rollout, rewards (4, 1): nothing to be compared with, raise ValueError")
+    need(raises(ValueError, lambda: f(rewards, "mean")),
+        'normalize "mean" is neither "std" nor "none": raise ValueError')
     rewards = torch.rand(5, 6, generator=numbers(seed))
     got = f(rewards)
     expect(got.sum(1), torch.zeros(5), "random rewards: advantages of a group add up to 0")
@@ -468,31 +557,40 @@ def group_advantages(module, seed: int) -> None:
 
 def token_weights(module, seed: int) -> None:
     f = module.token_weights
-    mask = tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
-    sequence = tensor([[0.25, 0.25, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]])
-    constant = mask / 8
+    mask = tensor([[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    sequence, constant = mask * tensor([[0.25], [0.5]]), mask / 10
     wrong = {"that is the mean over all tokens": mask / 3, "that is the mean over rollouts": sequence,
         "that is the sum over N * T": constant, "padding has a weight: it is no token":
-        torch.full((2, 4), 1 / 8)}
+        torch.full((2, 5), 1 / 10)}
 
     def others(name: str) -> dict:
         return {text: values for text, values in wrong.items() if name not in text}
 
-    case = "responses of 2 and 1 tokens, T = 4"
+    def twice(x):  # two processes
+        need(isinstance(x, Tensor), "reduce sums tensors: a plain number it would leave as it is")
+        return 2 * x
+
+    case = "responses of 2 and 1 tokens, T = 5"
     expect(f(mask), sequence, f"sequence, {case}", others("rollouts") | {
         "not divided by the number of rollouts": 2 * sequence, "padding has a weight":
-        tensor([[0.25] * 4, [0.5] * 4])})
+        tensor([[0.25] * 5, [0.5] * 5])})
     expect(f(mask, "token"), mask / 3, f"token, {case}", others("tokens"))
     expect(f(mask, "constant"), constant, f"constant, {case}", others("sum") | {"divided by T alone: N * T":
-        mask / 4, "divided by N alone: N * T": mask / 2})
+        mask / 5, "divided by N alone: N * T": mask / 2,
+        "divided by the longest response: T is the width of the mask": mask / 4})
     empty = f(tensor([[1.0, 1.0], [0.0, 0.0]]))
     need(empty.isfinite().all(), "a response without tokens: 0 / 0 is nan, its weights are 0")
+    expect(empty, tensor([[0.25, 0.25], [0.0, 0.0]]), "responses of 2 and 0 tokens",
+        {"a response without tokens counts in N, too": tensor([[0.5, 0.5], [0.0, 0.0]])})
     expect(f(torch.zeros(2, 2), "token"), torch.zeros(2, 2), "no token at all",
         {"0 / 0 is nan, the weights are 0": torch.full((2, 2), math.nan)})
     for name, right in (("sequence", sequence / 2), ("token", mask / 6), ("constant", constant / 2)):
-        expect(f(mask, name, lambda x: 2 * x), right, f"{name}, two processes with such a batch each",
-            {"reduce is not used: weights are those of the whole batch, over all processes": 2 * right})
-    need(raises(ValueError, lambda: f(mask, "tokens")), 'loss_norm "tokens": ValueError')
+        expect(f(mask, name, twice), right, f"{name}, two processes with such a batch each",
+            {"reduce is not used: weights are those of the whole batch, over all processes": 2 * right,
+            "a length is its response's own: only counts of the whole batch are summed over processes":
+            right / 2})
+    need(raises(ValueError, lambda: f(mask, "tokens")),
+        'loss_norm "tokens" is none of the three: raise ValueError')
     g = numbers(seed)
     lengths = torch.randint(1, 7, (9, 1), generator=g)
     mask = (torch.arange(6) < lengths).float()
@@ -513,11 +611,29 @@ def grpo_loss(module, seed: int) -> None:
         loss.backward()
         return loss.detach(), found, new.grad
 
+    clipping(f)
+    divergence(f)
+    masks_and_metrics(f)
+    g = numbers(seed)
+    new, old, weights = (torch.randn(4, 5, generator=g) for _ in range(3))
+    weights, advantages = weights.abs(), torch.randn(4, generator=g)
+    ratio, a = (new - old).exp(), advantages[:, None]
+    dead = ((ratio > 1.2) & (a > 0)) | ((ratio < 0.8) & (a < 0))
+    slope = f(new, old, None, advantages, weights=weights)[2]
+    expect(slope, (-weights * a * ratio).masked_fill(dead, 0.0),
+        "random: the gradient is -w A ratio, 0 where it is clipped")
+
+
+def clipping(f) -> None:
+    """Ratio, clip and min on one token; `f` gives loss, metrics and gradient."""
     zero, good, bad = torch.zeros(1, 1), tensor([1.0]), tensor([-1.0])
     up, down = tensor([[1.5]]).log(), tensor([[0.5]]).log()
     expect(f(up, zero, None, good)[0], tensor(-1.2), "ratio 1.5, advantage 1",
         {"nothing is clipped, or max(J) for min(J): the gain beyond 1 + clip_high is not to count":
-        tensor(-1.5), "the sign: the loss is minus the objective": tensor(1.2)})
+        tensor(-1.5), "the sign: the loss is minus the objective": tensor(1.2),
+        "the difference of log-probabilities is no ratio yet: exp": -up[0, 0],
+        "old over new: the ratio is new over old": tensor(-1 / 1.5),
+        "the logarithm was clipped: clip the ratio": -tensor(0.2).exp()})
     expect(f(up, zero, None, bad)[0], tensor(1.5), "ratio 1.5, advantage -1",
         {"clipped, and here it must not be: min(plain, clipped) lets through what makes things worse":
         tensor(1.2)})
@@ -527,40 +643,57 @@ def grpo_loss(module, seed: int) -> None:
         {"1 + clip_low: above, clip_high counts": tensor(-1.1)})
     expect(f(down, zero, None, bad, clip_low=0.1, clip_high=0.4)[0], tensor(0.9), "ratio 0.5, clip_low 0.1",
         {"1 - clip_high: below, clip_low counts": tensor(0.6)})
-    d = math.log(2)  # the reference's log-probability is lower by d
-    loss, found, slope = f(zero, zero, down, 0 * good, kl_coef=1.0)
-    expect(loss, tensor(0.5 + d - 1), "KL alone: log-probabilities 0, of the reference log(1/2)",
-        {"k1, the plain difference: it is negative half of the time": tensor(d),
-        "k1 with its sign turned round": tensor(-d), "k2, half the square: k3 is wanted": tensor(d * d / 2),
-        "k3 of the difference turned round: r is reference over policy": tensor(2 - d - 1),
-        "the KL term is taken off: it is a penalty, added to the loss": tensor(1 - 0.5 - d)})
-    expect(found["kl"], tensor(0.5 + d - 1), 'the metric "kl"')
-    need("kl" not in f(zero, zero, None, good)[1], 'ref_logprobs None: no metric "kl"')
     loss, found, slope = f(zero, None, None, good)
     expect(slope, tensor([[-1.0]]), "old_logprobs None: the ratio is 1, and its gradient is alive",
         {"no gradient: the old log-probabilities are detached, the new ones are not": zero})
+
+
+def divergence(f) -> None:
+    """The KL term alone: the advantage is 0."""
+    zero, down, none = torch.zeros(1, 1), tensor([[0.5]]).log(), tensor([0.0])
+    d = math.log(2)  # the reference's log-probability is lower by d
+    k3 = 0.5 + d - 1
+    loss, found, slope = f(zero, zero, down, none, kl_coef=2.0)
+    expect(loss, tensor(2 * k3), "KL alone, times 2: log-probabilities 0, of the reference log(1/2)",
+        {"k1, the plain difference: it is negative half of the time": tensor(2 * d),
+        "k1 with its sign turned round": tensor(-2 * d), "k2, half the square: k3 is wanted": tensor(d * d),
+        "k3 of the difference turned round: r is reference over policy": tensor(2 * (2 - d - 1)),
+        "the KL term is taken off: it is a penalty, added to the loss": tensor(-2 * k3),
+        "kl_coef is not used": tensor(k3)})
+    expect(slope, tensor([[1.0]]), "the gradient of the KL term, 2 (1 - 1/2)",
+        {"it is detached: it would hold nothing near the reference": zero})
+    expect(found["kl"], tensor(k3), 'the metric "kl"',
+        {"times kl_coef: the divergence itself is wanted": tensor(2 * k3)})
+    need(not any(value.requires_grad for value in found.values()),
+        "metrics hang on the graph: they are numbers for the log, detach them")
+    loss, found, _ = f(torch.zeros(1, 2), None, torch.cat([down, zero], 1), none, None,
+        tensor([[0.3, 0.1]]), kl_coef=1.0)
+    expect(loss, tensor(0.3 * k3), "KL alone, two tokens of weights .3 .1, the second like the reference",
+        {"the KL term is a plain mean: its tokens have their weights, too": tensor(k3 / 2)})
+    expect(found["kl"], tensor(k3 / 2), 'the same, the metric "kl"',
+        {"weighted as in the loss: a plain mean over the tokens is wanted": tensor(0.3 * k3)})
+    need("kl" not in f(zero, zero, None, none)[1], 'ref_logprobs None: no metric "kl"')
+
+
+def masks_and_metrics(f) -> None:
+    """What stands behind a response counts nowhere; metrics are means over tokens."""
     nan, mask = math.nan, tensor([[1.0, 0.0], [1.0, 1.0]])
     new, old, ref = (torch.zeros(2, 2), tensor([[0.0, nan], [0.0, 0.0]]),
         tensor([[0.0, -math.inf], [0.0, 0.0]]))
-    loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.2]]))
+    loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.1]]))
     need(loss.isfinite() and slope.isfinite().all(),
         "nan behind a response: masked places are not to be read: 0 * nan is nan, also in gradients")
-    expect(loss, tensor(0.0), "weights .5 and .3 .2, advantages 1 -1",
-        {"a mean: the tokens have their weights": tensor(1 / 3)})
-    new = tensor([[1.5, 1.0], [1.0, 9.0]]).log()
-    found = f(new, torch.zeros(2, 2), None, tensor([1.0, 1.0]), tensor([[1.0, 1.0], [1.0, 0.0]]))[1]
-    expect(found["clip_fraction"], tensor(1 / 3),
-        "clip_fraction, one token of three is clipped, a masked one has ratio 9",
-        {"means of metrics are over tokens, not over padding": tensor(0.25)})
-    expect(found["ratio"], tensor(3.5 / 3), 'the metric "ratio", a mean over tokens')
-    g = numbers(seed)
-    new, old, weights = (torch.randn(4, 5, generator=g) for _ in range(3))
-    weights, advantages = weights.abs(), torch.randn(4, generator=g)
-    ratio, a = (new - old).exp(), advantages[:, None]
-    dead = ((ratio > 1.2) & (a > 0)) | ((ratio < 0.8) & (a < 0))
-    slope = f(new, old, None, advantages, weights=weights)[2]
-    expect(slope, (-weights * a * ratio).masked_fill(dead, 0.0),
-        "random: the gradient is -w A ratio, 0 where it is clipped")
+    expect(loss, tensor(-0.1), "weights .5 and .3 .1, advantages 1 -1",
+        {"a mean: the tokens have their weights": tensor(1 / 3),
+        "weights are given, and yours are those of token_weights": tensor(0.0)})
+    new, mask = tensor([[1.5, 1.0, 1.0], [1.5, 9.0, 9.0]]).log(), tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    found = f(new, torch.zeros(2, 3), None, tensor([1.0, -1.0]), mask)[1]
+    expect(found["clip_fraction"], tensor(1 / 4),
+        "clip_fraction, ratios 1.5 1 1 of advantage 1, 1.5 of -1 and two that are masked",
+        {"means of metrics are over tokens, not over padding": tensor(1 / 6),
+        "the share of ratios outside: with advantage -1 the gradient of 1.5 stays": tensor(2 / 4),
+        "a ratio of 1 counts: there nothing is clipped": tensor(3 / 4)})
+    expect(found["ratio"], tensor(5 / 4), 'the metric "ratio", a mean over tokens')
 
 
 # ---------------------------------------------------------------------------------------- 13 acquire_rewards
@@ -575,8 +708,9 @@ def acquire_rewards(module, seed: int) -> None:
     said = ["#### 4", "#### 5", "#### 1", "#### 2", "#### 1", "no answer", "#### 6", "#### 4", "#### 9",
         "#### 9"]
     keys = [["4", "5"], ["1", "2"], ["1", None], ["6", "4"], ["9", "9"]]
-    p = tensor([[0.1, 0.9], [0.8, 0.05], [0.5, 0.95], [0.9, 0.8], [0.55, 0.6]])  # the memory's, by group
+    p = tensor([[0.1, 0.9], [0.05, 0.8], [0.5, 0.95], [0.9, 0.8], [0.55, 0.6]])  # the memory's, by group
     groups = Groups(torch.zeros(5, 2), torch.zeros(5, 2, 2), torch.zeros(5, 2, 2), p[..., None])
+    module.majority_key = lambda group: group[0]  # a stand-in: that is another exercise
 
     def f(memory=memory, groups=groups, **settings):
         return module.acquire_rewards(tasks, said, memory, groups, keys, **settings)
@@ -584,23 +718,31 @@ def acquire_rewards(module, seed: int) -> None:
     rewards, source = f()
     expect(list(source), ["verifier", "memory", "memory", "verifier", "memory"],
         "the sources of tasks 1 to 5, 1 and 4 labelled")
-    right = tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    right = tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 
     def but(rows: list, *values: list) -> Tensor:
         return right.index_copy(0, tensor(rows), tensor(values))
 
     expect(rewards, right,
-        "tasks 1 and 4 labelled; p .8 .05 for task 2, .5 .95 for 3, .55 .6 for 5; no answer in 3's second",
+        "tasks 1 and 4 labelled; p .05 .8 for task 2, .5 .95 for 3, .55 .6 for 5; no answer in 3's second",
         {"0.5 is not above the threshold 0.5": but([2], [1.0, 0.0]),
         "the memory judged the labelled tasks, too: they have a verifier":
         but([0, 3], [0.0, 1.0], [1.0, 1.0]), "a rollout without an answer was rewarded": but([2], [0.0, 1.0]),
         "keys of another group were used: which rollout has no answer?": but([2, 4], [0.0, 1.0], [1.0, 0.0]),
         "the memory was shown groups that are not those of the unlabelled tasks":
-        but([1, 2, 4], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]), "the verifier's rewards stand in the wrong rows":
-        but([0, 3], [0.0, 1.0], [1.0, 0.0])})
+        but([4], [0.0, 1.0]), "the verifier's rewards stand in the wrong rows":
+        but([0, 3], [0.0, 1.0], [1.0, 0.0]), "the majority was asked, and there is a memory":
+        but([1, 2], [1.0, 0.0], [1.0, 0.0]), "response b * G + g is rollout g of task b: others were read":
+        but([3], [0.0, 0.0])})
+    expect(f(threshold=0.7)[0], but([4], [0.0, 0.0]), "the same, threshold 0.7",
+        {"p was compared with 0.5: the threshold is not used": right})
+    stages = []
+    f(lap=stages.append)
+    expect(stages, ["verify", "predict"], "what `lap` was called with")
     soft = f(soft=True)[0]
-    expect(soft, but([1, 2, 4], [0.8, 0.05], [0.5, 0.0], [0.55, 0.6]),
-        "soft=True: the probabilities themselves", {"they are still 0 or 1": right})
+    expect(soft, but([1, 2, 4], [0.05, 0.8], [0.5, 0.0], [0.55, 0.6]),
+        "soft=True: the probabilities themselves", {"they are still 0 or 1": right,
+        "those below the threshold became 0": but([1, 2, 4], [0.0, 0.8], [0.0, 0.0], [0.55, 0.6])})
     rewards, source = f(
         abstain=0.2
     )  # means of |2p - 1|: 0.75, 0.5 (what has no answer is surely wrong), 0.15
@@ -610,15 +752,27 @@ def acquire_rewards(module, seed: int) -> None:
         [*sure[:2], "abstained", "verifier", "memory"], "sure groups abstain, unsure ones do not":
         ["verifier", "abstained", "abstained", "verifier", "memory"],
         "the mean probability decides, or none abstains: 0.1 is as sure as 0.9, take |2p - 1|":
-        [*sure[:4], "memory"]})
+        [*sure[:4], "memory"], "one unsure rollout is enough: the mean over the group decides":
+        [*sure[:2], "abstained", *sure[3:]], "|2p - 1| of each rollout, then the mean: .05 and .8 are sure":
+        ["verifier", "abstained", *sure[2:]], "what has a label is verified, however unsure the memory is":
+        ["memory"] * 4 + ["abstained"]})
     expect(rewards, but([4], [0.0, 0.0]), "a group that abstains",
-        {"it still has its rewards: equal ones are wanted": right,
-        "labelled groups never abstain": 0 * right})
-    module.majority_key = lambda group: group[0]  # a stand-in: that is another exercise
+        {"it still has its rewards: 0 for all is wanted": right, "0 for all is wanted, not their mean":
+        but([4], [0.575, 0.575]), "labelled groups never abstain": 0 * right})
+    expect(list(f(abstain=0.5)[1]), sure, "abstain 0.5, of task 3 the mean of |2p - 1| is 0.5",
+        {"0.5 is not below 0.5": [*sure[:2], "abstained", *sure[3:]]})
     rewards, source = f(memory=None, groups=None)
     expect(list(source), ["verifier", "majority", "majority", "verifier", "majority"],
         "no memory: the majority's vote")
     expect(rewards[[1, 2, 4]], tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), "no memory: the majority's vote")
+    random_tasks(module, memory, seed)
+
+
+def random_tasks(module, memory, seed: int) -> None:
+    """Each reward is the verifier's or the memory's."""
+    from data import Task
+    from gnn import Groups
+
     draw = random.Random(seed)
     truth = [draw.choice((None, "1", "2")) for _ in range(12)]
     some = [Task(f"t{i}", "demo", "math", "?", answer=answer) for i, answer in enumerate(truth)]
@@ -645,13 +799,16 @@ def facility_location(module, seed: int) -> None:
         "a row that has a pick like it adds little: what is covered cannot be gained twice": [1, 3],
         "a tie goes to the first row": [3, 4]})
     expect(added, [3.76 / 5, 0.2], "what the two picks added, as a share of n",
-        {"the sum over rows: a share of n is wanted": [3.76, 1.0]})
+        {"the sum over rows: a share of n is wanted": [3.76, 1.0],
+        "added up: what each pick added is wanted": [0.752, 0.952],
+        "a share of the rows not yet picked: a share of all n is wanted": [0.752, 0.25]})
     expect(f(tensor([[0.1, 0.0], [8.0, 6.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]]), 2)[0], [1, 4],
         "rows of other lengths")
     long = f(tensor([[1.0, 0.0], [0.8, 0.6], [60.0, 80.0], [0.8, 0.6], [-1.0, 0.0]]), 1)[0]
     expect(long, [1], "the same, row 2 a hundred times as long", {"lengths count: cosines are wanted": [2]})
     expect(f(x, 1, picked=[1])[0], [4], "row 1 is picked already",
-        {"what is picked already was not looked at, or chosen again": [1]})
+        {"what is picked already was not looked at, or chosen again": [1],
+        "what is picked already covers the rows near it: they have less to gain": [3]})
     need(len(f(x, 9, picked=[1])[0]) == 4, "count 9 of 5 rows, one picked already: the four others")
     g = numbers(seed)
     x = torch.randn(40, 6, generator=g) * (1 + 5 * torch.rand(40, 1, generator=g))
@@ -666,4 +823,18 @@ def facility_location(module, seed: int) -> None:
         need(gains[order[n]] > gains.max() - 1e-4,
             f"random rows: pick {n + 1} adds {gains[order[n]]:.3f}, another would add {gains.max():.3f}")
         expect(added[n], gains[order[n]].item(), f"random rows: what pick {n + 1} added, as a share of n")
-    expect(f(x, 6, picked=[3, 5], block=7)[0], order, "block = 7: the block's size changes nothing")
+    with Largest() as seen:
+        blocks = f(x, 6, picked=[3, 5], block=7)[0]
+    expect(blocks, order, "block = 7: the block's size changes nothing")
+    need(seen.numbers < 40 * 40, "block = 7 of 40 rows: all 40 * 40 cosines stood there at once")
+
+
+class Largest(TorchFunctionMode):
+    """How many numbers the largest tensor holds that comes out of a function of torch."""
+
+    numbers = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, found.numel() if isinstance(found, Tensor) else 0)
+        return found

@@ -8,8 +8,9 @@ from torch import Tensor
 
 def calibrate(inputs: Tensor, rewards: Tensor, strength: float = 3.0) -> Tensor:
     """Weights (f,) of a logistic regression of rewards (n,) on inputs (n, f), of which the first is a logit.
-    They are held near (1, 0, .., 0), the logit as it is, by strength/2 times the squared distance. With a
-    logit and a 1 as inputs it is Platt scaling.
+    They are held near (1, 0, .., 0), the logit as it is: what is minimised is the cross-entropy, summed over
+    the rewards, plus strength/2 times the squared distance. With a logit and a 1 as inputs it is Platt
+    scaling. The weights are of float32, whatever they were computed in.
 
     >>> logit, one = torch.linspace(-4, 4, 999), torch.ones(999)
     >>> round(calibrate(torch.stack([4 * logit, one], 1), logit.sigmoid())[0].item(), 2)
@@ -32,8 +33,8 @@ def calibrate(inputs: Tensor, rewards: Tensor, strength: float = 3.0) -> Tensor:
 
 
 def calibration_error(probabilities: Tensor, rewards: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: |mean probability - share of right ones| in equal bins of [0, 1], weighted
-    by size.
+    """Expected calibration error: |mean probability - share of right ones| in `bins` bins of [0, 1] of equal
+    width, weighted by size; 1 is in the last.
 
     >>> round(calibration_error(torch.tensor([0.9, 0.9, 0.2, 0.1]), torch.tensor([1.0, 0.0, 0.0, 0.0])), 3)
     0.275

@@ -14,7 +14,7 @@ def facility_location(embeddings: Tensor, count: int, picked: Sequence[int] = ()
     """The `count` rows of `embeddings` (n, d) that together stand nearest to all, best first: greedily the
     row j that adds most to sum_i max(0, max_{j picked} cos_ij), which is within 1 - 1/e of the best choice
     (Nemhauser et al., 1978). Every prefix is a choice of its own. `picked` rows are there already and are not
-    chosen again; a tie goes to the first row.
+    chosen again; a tie goes to the first row. Where fewer than `count` rows are left, all of them are chosen.
 
     Returns the rows and, for each, what it added, as a share of n: their sum is the mean cosine of a row to
     the nearest pick. Only rows that a pick brings nearer change what others would add, so the cosines are
