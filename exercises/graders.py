@@ -77,15 +77,13 @@ def numbers(seed: int) -> torch.Generator:
 def majority_key(module, seed: int) -> None:
     f = module.majority_key
     expect(f(["7", "8", "7", "9", "5"]), "7", "7 8 7 9 5",
-        {"the most common answer wins, also with less than half of the votes": None})
-    expect(f(["7", None, None, None, "8", "7"]), "7", "two 7, three answers that do not parse",
-        {"None won: what does not parse never votes": None,
+        {"the most common answer wins, also with less than half of the votes": None,
         "it gives the votes, and the answer is wanted": 2})
+    expect(f(["7", None, None, None, "8", "7"]), "7", "two 7, three answers that do not parse",
+        {"None won: what does not parse never votes": None})
     errors = ValueError, IndexError, TypeError
     need(not raises(errors, lambda: f([None, None])) and f([None, None]) is None,
         "a group in which nothing parses: the majority is None, no error (max has a default)")
-    expect(f(["7", "8", "8", "7"]), "7", "7 8 8 7 is a tie",
-        {"it went to the last one, a tie goes to the first": "8"})
     first = "a tie goes to the one that was seen first"
     expect(f("2 5 9 3 1 7 3 9 1 5 7".split()), "5", "2 5 9 3 1 7 3 9 1 5 7 is a tie of 5 9 3 1 7",
         {f"it went to the smaller answer, {first}": "1", f"it went to the larger answer, {first}": "9",
@@ -421,8 +419,8 @@ def calibration(module, seed: int) -> None:
     except (IndexError, RuntimeError):
         value = 0.0
     expect(value, 0.5, "error, p 1 1, rewards 0 1", {"p = 1 belongs into the last bin, not behind it": 0.0})
-    expect(error(tensor([0.3, 0.45]), tensor([1.0, 0.0]), 2), 0.125, "error, p .3 .45, rewards 1 0, bins 2",
-        {"there are ten bins, and two were asked for": 0.575})
+    expect(error(tensor([0.05, 0.45]), tensor([1.0, 0.0]), 2), 0.25, "error, p .05 .45, rewards 1 0, bins 2",
+        {"there are ten bins, and two were asked for": 0.7})
     g = numbers(seed)
     logit = torch.randn(400, generator=g)
     rewards = (torch.rand(400, generator=g) < (0.5 * logit + 0.3).sigmoid()).float()
@@ -486,9 +484,10 @@ def choose_tokens(module, seed: int) -> None:
         {"multiplied by the temperature: it divides": logits.mul(2).log_softmax(-1)[0, 1:],
         "the log-probability is that of temperature 1: the policy that samples is the one that is trained":
         logits.log_softmax(-1)[0, :1], "temperature 1: it is not used": logits.log_softmax(-1)[0, 1:]})
-    need(not raises((RuntimeError, IndexError, ZeroDivisionError), lambda: f(logits, tensor([0.0]), 0.0)),
-        "temperature 0: there is nothing to divide by, it takes the most probable token")
+    divided = "temperature 0: there is nothing to divide by, it takes the most probable token"
+    need(not raises((RuntimeError, IndexError, ZeroDivisionError), lambda: f(logits, u[:1], 0.0)), divided)
     greedy = f(logits, tensor([0.0]), 0.0)
+    need(greedy[1].isfinite().all(), divided)
     expect(greedy[0], tensor([1]), "temperature 0, logits 0 2, u 0",
         {"it draws: temperature 0 takes the most probable": tensor([0])})
     expect(greedy[1], logits.log_softmax(-1)[0, 1:], "temperature 0",
@@ -612,8 +611,8 @@ def grpo_loss(module, seed: int) -> None:
         return loss.detach(), found, new.grad
 
     clipping(f)
-    divergence(f)
     masks_and_metrics(f)
+    divergence(f)
     g = numbers(seed)
     new, old, weights = (torch.randn(4, 5, generator=g) for _ in range(3))
     weights, advantages = weights.abs(), torch.randn(4, generator=g)
@@ -648,6 +647,27 @@ def clipping(f) -> None:
         {"no gradient: the old log-probabilities are detached, the new ones are not": zero})
 
 
+def masks_and_metrics(f) -> None:
+    """What stands behind a response counts nowhere; metrics are means over tokens."""
+    nan, mask = math.nan, tensor([[1.0, 0.0], [1.0, 1.0]])
+    new, old, ref = (torch.zeros(2, 2), tensor([[0.0, nan], [0.0, 0.0]]),
+        tensor([[0.0, -math.inf], [0.0, 0.0]]))
+    loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.1]]))
+    need(loss.isfinite() and slope.isfinite().all(),
+        "nan behind a response: masked places are not to be read: 0 * nan is nan, also in gradients")
+    expect(loss, tensor(-0.1), "weights .5 and .3 .1, advantages 1 -1",
+        {"a mean: the tokens have their weights": tensor(1 / 3),
+        "weights are given, and yours are those of token_weights": tensor(0.0)})
+    new, mask = tensor([[1.5, 1.0, 1.0], [1.5, 9.0, 9.0]]).log(), tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    found = f(new, torch.zeros(2, 3), None, tensor([1.0, -1.0]), mask)[1]
+    expect(found["clip_fraction"], tensor(1 / 4),
+        "clip_fraction, ratios 1.5 1 1 of advantage 1, 1.5 of -1 and two that are masked",
+        {"means of metrics are over tokens, not over padding": tensor(1 / 6),
+        "the share of ratios outside: with advantage -1 the gradient of 1.5 stays": tensor(2 / 4),
+        "a ratio of 1 counts: there nothing is clipped": tensor(3 / 4)})
+    expect(found["ratio"], tensor(5 / 4), 'the metric "ratio", a mean over tokens')
+
+
 def divergence(f) -> None:
     """The KL term alone: the advantage is 0."""
     zero, down, none = torch.zeros(1, 1), tensor([[0.5]]).log(), tensor([0.0])
@@ -673,28 +693,6 @@ def divergence(f) -> None:
     expect(found["kl"], tensor(k3 / 2), 'the same, the metric "kl"',
         {"weighted as in the loss: a plain mean over the tokens is wanted": tensor(0.3 * k3)})
     need("kl" not in f(zero, zero, None, none)[1], 'ref_logprobs None: no metric "kl"')
-
-
-def masks_and_metrics(f) -> None:
-    """What stands behind a response counts nowhere; metrics are means over tokens."""
-    nan, mask = math.nan, tensor([[1.0, 0.0], [1.0, 1.0]])
-    new, old, ref = (torch.zeros(2, 2), tensor([[0.0, nan], [0.0, 0.0]]),
-        tensor([[0.0, -math.inf], [0.0, 0.0]]))
-    loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.1]]))
-    need(loss.isfinite() and slope.isfinite().all(),
-        "nan behind a response: masked places are not to be read: 0 * nan is nan, also in gradients")
-    expect(loss, tensor(-0.1), "weights .5 and .3 .1, advantages 1 -1",
-        {"a mean: the tokens have their weights": tensor(1 / 3),
-        "weights are given, and yours are those of token_weights": tensor(0.0)})
-    new, mask = tensor([[1.5, 1.0, 1.0], [1.5, 9.0, 9.0]]).log(), tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    found = f(new, torch.zeros(2, 3), None, tensor([1.0, -1.0]), mask)[1]
-    expect(found["clip_fraction"], tensor(1 / 4),
-        "clip_fraction, ratios 1.5 1 1 of advantage 1, 1.5 of -1 and two that are masked",
-        {"means of metrics are over tokens, not over padding": tensor(1 / 6),
-        "the share of ratios outside: with advantage -1 the gradient of 1.5 stays": tensor(2 / 4),
-        "a ratio of 1 counts: there nothing is clipped": tensor(3 / 4)})
-    expect(found["ratio"], tensor(5 / 4), 'the metric "ratio", a mean over tokens')
-
 
 # ---------------------------------------------------------------------------------------- 13 acquire_rewards
 
@@ -826,7 +824,7 @@ def facility_location(module, seed: int) -> None:
     with Largest() as seen:
         blocks = f(x, 6, picked=[3, 5], block=7)[0]
     expect(blocks, order, "block = 7: the block's size changes nothing")
-    need(seen.numbers < 40 * 40, "block = 7 of 40 rows: all 40 * 40 cosines stood there at once")
+    need(seen.numbers <= 7 * 40, "block = 7 of 40 rows: cosines of more than 7 rows stood there at once")
 
 
 class Largest(TorchFunctionMode):

@@ -15,6 +15,20 @@ MISTAKES = {
             "the answer is wanted"),
         ("return max(counts, key=counts.get, default=None)", "return next(iter(counts), None)",
             "the first answer won, whatever the votes"),
+        # found by somebody who had not read the grader
+        ("return max(counts, key=counts.get, default=None)",
+            "most = max(counts, key=counts.get, default=None)\n"
+            "    return most if 2 * counts[most] > len(keys) else None",
+            "also with less than half of the votes"),
+        ("return max(counts, key=counts.get, default=None)", "return counts.most_common(1)[0][0]",
+            "no error (max has a default)"),
+        ("return max(counts, key=counts.get, default=None)",
+            "return max(counts, key=lambda key: (counts[key], key), default=None)",
+            "it went to the larger answer"),
+        ("return max(counts, key=counts.get, default=None)",
+            "last = {key: n for n, key in enumerate(keys)}\n"
+            "    return max(counts, key=lambda key: (counts[key], -last[key]), default=None)",
+            "the one that had its votes first won"),
     ],
     "hide_labels": [
         ("replace(task, answer=None, tests=None)",
@@ -32,6 +46,19 @@ MISTAKES = {
         ("return [task if task.id in keep else replace(task, answer=None, tests=None) for task in tasks]",
             "return [task for task in tasks if task.id in keep]", "all stay, with a label or without"),
         ("    if not 0 < ratio <= 1:", "    if False:", "are outside (0, 1]: ValueError"),
+        # found by somebody who had not read the grader
+        ("replace(task, answer=None, tests=None)", "replace(task, answer=None)",
+            "no code task has lost them"),
+        ("answer=None, tests=None)", "answer=None, tests=None, choices=None)", "only the label goes"),
+        ('keep = set(random.Random(f"labels {seed}").sample(labelled, budget))',
+            'random.seed(f"labels {seed}")\n        keep = set(random.sample(labelled, budget))',
+            "it seeds the random numbers of the whole program"),
+        ('keep = set(random.Random(f"labels {seed}").sample(labelled, budget))',
+            'draw = random.Random(f"labels {seed}")\n'
+            "        keep = {name for name in labelled if draw.random() < ratio}",
+            "hangs on the seed"),
+        (" for task in tasks]", " for task in tasks if task.labelled]",
+            "the tasks without a label stay, too"),
     ],
     "knn": [
         ("F.normalize(queries, dim=-1) @ memory.mT / lengths.unsqueeze(-2)", "queries @ memory.mT",
@@ -48,6 +75,14 @@ MISTAKES = {
         ("order.topk(min(k, size))", "order.topk(k)", "min(k, M) are wanted"),
         ("order.topk(min(k, size))", "order.topk(min(k, size), largest=False)",
             "the most distant come first"),
+        # found by somebody who had not read the grader
+        ("(cosines.clamp(min=-2) * 2**20)", "(-torch.cdist(queries, memory) * 2**20)",
+            "the nearest in space"),
+        ("* 2**20", "* 2**10", "they are no tie"),
+        ("memory.mT", "memory.T", "leading dimensions are batches"),
+        ("order.topk(min(k, size)).indices", "order.topk(min(k, size)).indices.flip(-1)", "worst first"),
+        ("return indices, cosines.gather(-1, indices)", "return cosines.gather(-1, indices), indices",
+            "the indices come first"),
     ],
     "messages": [
         (" / cosines.isfinite().sum(-1, keepdim=True).clamp(min=1)", "", "not divided by the degree"),
@@ -62,6 +97,12 @@ MISTAKES = {
         ("return heard.unflatten(0, senders.shape[:-1])",
             "return heard.unflatten(0, senders.shape[:-1]) / senders.shape[-1]", "a sum is wanted"),
         ("per_sample_weights=weights.flatten(0, -2), ", "", "the weights are not used"),
+        # found by somebody who had not read the grader
+        (".sum(-1, keepdim=True)", ".sum()", "each receiver has a degree of its own"),
+        ("cosines.clamp(min=0) /", "cosines.masked_fill(cosines.isinf(), 0).abs() /", "|cos|"),
+        ("messages.flatten(0, -2)", "messages", "flatten first"),
+        ("messages.flatten(0, -2)", "messages.transpose(0, -2).flatten(0, -2)",
+            "sender 5 is rollout 1 of group 2"),
     ],
     "gcn_layer": [
         ("h = h.index_add(0, target,", "h = torch.zeros_like(h).index_add(0, target,",
@@ -77,6 +118,12 @@ MISTAKES = {
         ("return self.linear(scale * h)",
             "h = scale * self.linear(x)\n        return scale * h.index_add(0, target, h[source])",
             "the bias went along the edges"),
+        # found by somebody who had not read the grader
+        ("self.linear(scale * h)", "F.relu(self.linear(scale * h))", "a relu"),
+        (".rsqrt()", ".reciprocal()", "divided by D on both sides"),
+        ("source, target = edge_index", "source, target = torch.cat([edge_index, edge_index.flip(0)], dim=1)",
+            "yours count twice"),
+        ("self.linear(scale * h)", "F.linear(scale * h, self.linear.weight)", "the bias is missing"),
     ],
     "leave_one_out": [
         ("number[:, None] == number", "torch.eye(len(number), dtype=torch.bool)",
@@ -85,6 +132,14 @@ MISTAKES = {
         ("for part in groups]", "for part in groups[:3]]", "differ in their features are not the same"),
         ("number[:, None] == number", "number[:, None] != number", "the mask is upside down"),
         ("rows.unique(dim=0", "rows.round(decimals=1).unique(dim=0", "copies are equal in every number"),
+        # found by somebody who had not read the grader
+        ("part.flatten(1) for part in groups", "part.flatten(1) for part in groups[1:]",
+            "differ in their queries are not the same"),
+        ("part.flatten(1)", "part.reshape(len(part), -1, part.shape[-1]).mean(1)",
+            "the same rollouts in another order"),
+        ("number[:, None] == number", "(number[:, None] == number).fill_diagonal_(False)",
+            "a group is hidden from itself, too"),
+        ("number[:, None] == number", "(number[:, None] == number).triu()", "a copy hides one way only"),
     ],
     "metrics": [
         ("(counts.cumsum(0) - (counts - 1) / 2)[value]", "counts.cumsum(0)[value]",
@@ -99,6 +154,20 @@ MISTAKES = {
         ('"precision": ratio(hits, hits + false),\n        "recall": ratio(hits, positives)',
             '"recall": ratio(hits, hits + false),\n        "precision": ratio(hits, positives)',
             "precision and recall are swapped"),
+        # found by somebody who had not read the grader
+        ("ratio(2 * hits, hits + false + positives)",
+            "(ratio(hits, hits + false) + ratio(hits, positives)) / 2",
+            "the plain mean of precision and recall"),
+        ("ratio(2 * hits, hits + false + positives)",
+            "ratio(2 * ratio(hits, hits + false) * ratio(hits, positives),\n"
+            "                    ratio(hits, hits + false) + ratio(hits, positives))", "is no 0 / 0"),
+        ("probabilities > threshold", "probabilities > 0.5", "the threshold is not used"),
+        ("probabilities.unique(return_inverse", "predicted.float().unique(return_inverse",
+            "the auc of the predictions"),
+        ("ratio(rank_sum, positives * negatives)", "1 - ratio(rank_sum, positives * negatives)",
+            "turned round"),
+        ("ratio(hits + negatives - false, positives + negatives)", "(predicted == right).float().mean()",
+            "floats are wanted, not tensors"),
     ],
     "calibration": [
         ("(weights - start).square()", "weights.square()", "the weights are held near 0"),
@@ -114,6 +183,14 @@ MISTAKES = {
         ("gaps.abs().sum().item() / len(rewards)",
             "(gaps.abs() / torch.bincount(bin_of, minlength=bins)).nanmean().item()",
             "bins count by their size, yours equally"),
+        # found by somebody who had not read the grader
+        ("(weights - start).square()", "(weights - start)[:-1].square()", "the last weight is not held"),
+        ("(weights - start).square()", "(weights - 1).square()", "the weights are held near (1, 1)"),
+        ("max_iter=100", "max_iter=2", "are no minimum, the slope there is"),
+        ("weights.detach().float()", "weights.detach()", "weights of float32 are wanted"),
+        ("bin_of = (probabilities", "bins = 10\n    bin_of = (probabilities", "there are ten bins"),
+        ("bin_of, probabilities - rewards)", "bin_of, (bin_of + 0.5) / bins - rewards)",
+            "the middle of each bin"),
     ],
     "choose_tokens": [
         ("cumulative > target", "cumulative >= target", "the sum must be ABOVE u"),
@@ -128,6 +205,21 @@ MISTAKES = {
             "target = uniforms[:, None]", "rounded sums end below u"),
         ("squeeze(-1)", "squeeze(-1).exp()", "these are probabilities"),
         ("return tokens, logprobs", "return tokens + 1, logprobs", "one token too far"),
+        # found by somebody who had not read the grader
+        ("tokens = (cumulative > target).byte().argmax(-1)",
+            "place = probabilities.argsort(-1, descending=True)\n"
+            "        cumulative = probabilities.gather(-1, place).cumsum(-1)\n"
+            "        tokens = place.gather(-1, (cumulative > target).byte().argmax(-1, keepdim=True))[:, 0]",
+            "sorted by probability"),
+        ("tokens = (cumulative > target).byte().argmax(-1)",
+            "tokens = torch.multinomial(probabilities, 1)[:, 0]", "u is the draw"),
+        ("tokens = (cumulative > target).byte().argmax(-1)",
+            "tokens = torch.searchsorted(probabilities.cumsum(-1), uniforms[:, None], right=True)[:, 0]"
+            ".clamp(max=logits.shape[-1] - 1)", "the last 9 of 2009 tokens are impossible"),
+        ("uniforms[:, None]", "uniforms[:1, None]", "each row has its own"),
+        ("logits.float() / (temperature or 1.0)", "logits / (temperature or 1.0)", "logits of bfloat16"),
+        ("logits.float() / (temperature or 1.0)", "logits.float() / temperature",
+            "there is nothing to divide by"),
     ],
     "group_advantages": [
         ("rewards.std(1, keepdim=True) + eps", "rewards.std(1, keepdim=True, unbiased=False) + eps",
@@ -140,6 +232,15 @@ MISTAKES = {
         ("rewards - rewards.mean(1, keepdim=True)", "rewards", "the mean is not taken off"),
         ("centered = centered.masked_fill(equal, 0.0)  # the mean may be rounded", "", "exactly 0 is wanted"),
         (' if normalize == "std" else centered', "", '"none" divides by the deviation'),
+        # found by somebody who had not read the grader
+        ("rewards - rewards.mean(1, keepdim=True)",
+            "rewards - (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)",
+            "the mean of the others was taken off"),
+        ("rewards.std(1, keepdim=True)", "rewards.std()", "the deviation of the whole batch"),
+        ("rewards - rewards.mean(1, keepdim=True)", "rewards.sub_(rewards.mean(1, keepdim=True))",
+            "it changed the rewards that it was given"),
+        ("rewards.shape[1] < 2", "rewards.shape[1] < 1", "groups of one rollout"),
+        ('normalize not in ("std", "none")', "False", "is neither"),
     ],
     "token_weights": [
         ("mask / (count * mask.sum(1, keepdim=True).clamp(min=1.0))", "mask / reduce(mask.sum())",
@@ -155,6 +256,13 @@ MISTAKES = {
         ("count = reduce(torch.tensor(float(len(mask)), device=mask.device))", "count = len(mask)",
             "sequence, two processes with such a batch each: reduce is not used"),
         ("mask / (count * mask.shape[1])", "mask / mask.shape[1]", "divided by T alone"),
+        # found by somebody who had not read the grader
+        ("(count * mask.shape[1])", "(count * mask.sum(1).max())", "divided by the longest response"),
+        ("float(len(mask))", "float(mask.any(1).sum())", "a response without tokens counts in N"),
+        ("reduce(torch.tensor(float(len(mask)), device=mask.device))", "reduce(len(mask))",
+            "reduce sums tensors"),
+        ("(count * mask.sum(1, keepdim=True).clamp(min=1.0))",
+            "(count * reduce(mask.sum(1, keepdim=True)).clamp(min=1.0))", "a length is its response's own"),
     ],
     "grpo_loss": [
         ("torch.minimum(plain", "torch.maximum(plain", "max(J) for min(J)"),
@@ -175,6 +283,24 @@ MISTAKES = {
             "the old log-probabilities are detached"),
         ("value.detach()[mask].mean()", "value.detach().mean()", "over tokens, not over padding"),
         ("losses = -torch", "losses = torch", "the sign: the loss is minus the objective"),
+        # found by somebody who had not read the grader
+        ('kl_coef * metrics["kl"]', 'kl_coef * metrics["kl"].detach()', "it would hold nothing"),
+        ('metrics["kl"] = (ref - logprobs).exp() - (ref - logprobs) - 1\n'
+            '        losses = losses + kl_coef * metrics["kl"]',
+            'metrics["kl"] = kl_coef * ((ref - logprobs).exp() - (ref - logprobs) - 1)\n'
+            '        losses = losses + metrics["kl"]', "times kl_coef: the divergence itself"),
+        ('losses = losses + kl_coef * metrics["kl"]\n    loss = (losses * weights).where(mask, 0.0).sum()',
+            "pass\n    loss = (losses * weights).where(mask, 0.0).sum()\n    if ref is not None:\n"
+            '        loss = loss + kl_coef * metrics["kl"][mask].mean()', "the KL term is a plain mean"),
+        ("(clipped < plain).float()", "((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).float()",
+            "the share of ratios outside"),
+        ("value.detach()[mask].mean()", "value[mask].mean()", "metrics hang on the graph"),
+        ("token_weights(mask) if weights is None else weights",
+            "mask / (len(mask) * mask.sum(1, keepdim=True))", "yours are those of token_weights"),
+        ("(logprobs - old).exp()", "(old - logprobs).exp()", "old over new"),
+        ("(logprobs - old).exp()", "(logprobs - old)", "no ratio yet: exp"),
+        ("ratio.clamp(1 - clip_low, 1 + clip_high)", "(logprobs - old).clamp(-clip_low, clip_high).exp()",
+            "the logarithm was clipped"),
     ],
     "acquire_rewards": [
         ("probabilities > threshold", "probabilities >= threshold", "0.5 is not above the threshold"),
@@ -197,6 +323,17 @@ MISTAKES = {
         ("rewards[labelled] = torch.tensor(verify_batch(*zip(*pairs))).view(-1, size)",
             "rewards[labelled[::-1]] = torch.tensor(verify_batch(*zip(*pairs))).view(-1, size)",
             "the verifier's rewards stand in the wrong rows"),
+        # found by somebody who had not read the grader
+        ("probabilities > threshold", "probabilities > 0.5", "the threshold is not used"),
+        (">= abstain", "> abstain", "0.5 is not below 0.5"),
+        (".abs().mean(1) >=", ".mean(1).abs() >=", "|2p - 1| of each rollout, then the mean"),
+        (".abs().mean(1) >=", ".abs().amin(1) >=", "one unsure rollout is enough"),
+        ('lap("verify")\n', "\n", "what `lap` was called with"),
+        ("predict_rewards(memory, groups, ", "predict_rewards(None, groups, ",
+            "the majority was asked, and there is a memory"),
+        ("responses[b * size + g]", "responses[g * len(tasks) + b]", "others were read"),
+        ("(probabilities if soft", "(probabilities * (probabilities > threshold) if soft",
+            "those below the threshold became 0"),
     ],
     "facility_location": [
         ("int(gains.round(decimals=5).argmax())", "int((-nearest).argmax())", "the farthest first"),
@@ -207,5 +344,16 @@ MISTAKES = {
         ("gains[best].item() / len(x)", "gains[best].item()", "the sum over rows"),
         ("order, added, picked = [], [], list(picked)", "order, added, picked = [], [], []",
             "what is picked already was not looked at"),
+        # found by somebody who had not read the grader
+        ("nearer = torch.maximum(nearest, x @ x[best])",
+            "nearer = torch.maximum(nearest, x @ x[best]) if number >= len(picked) else nearest",
+            "what is picked already covers the rows near it"),
+        ("return order, added", "return order, torch.tensor(added).cumsum(0).tolist()", "added up"),
+        ("gains[best].item() / len(x)", "gains[best].item() / (len(x) - len(order) + 1)",
+            "a share of the rows not yet picked"),
+        (".nonzero().squeeze(1).split(block)", ".nonzero().squeeze(1).split(len(x))",
+            "cosines of more than 7 rows"),
+        ("device=x.device).split(block)", "device=x.device).split(len(x))",
+            "cosines of more than 7 rows"),
     ],
 }

@@ -1,6 +1,7 @@
 """The exercises' graders, proven: the right body passes, a blank says so, mistakes get their messages."""
 
 import ast
+import re
 import sys
 
 import pytest
@@ -32,6 +33,15 @@ def with_mistake(exercise, old, new):
             assert body.count(old) == 1, old
             return before + body.replace(old, new) + after
     raise AssertionError(f"{exercise.title}: {old!r} stands there no more")
+
+
+def test_a_crash_names_the_line_and_the_case_of_the_grader():
+    exercise = EXERCISES["majority_key"]
+    text = course.blank(source(exercise), exercise).replace(BLANK_1, "return keys[99]")
+    said = r"IndexError: .* \(line (\d+)\), in the case of exercises/graders.py, line (\d+)"
+    line, case = map(int, re.fullmatch(said, course.grade(exercise, text)).groups())
+    assert text.splitlines()[line - 1].strip() == "return keys[99]"
+    assert "f([" in (ROOT / "exercises" / "graders.py").read_text().splitlines()[case - 1]
 
 
 def fault_of(title, old, new, seed=0):
@@ -79,6 +89,7 @@ def test_every_exercise_has_three_mistakes_with_messages_of_their_own():
     for title in EXERCISES:
         assert len(MISTAKES[title]) >= 3
     assert sum(exercise.points for exercise in course.EXERCISES) == 100
+    assert f"each of the {len(CASES)} mistakes" in (ROOT / "exercises" / "README.md").read_text()
 
 
 def test_a_blank_keeps_signature_and_docstring_and_nothing_of_the_body():
