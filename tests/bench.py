@@ -5,6 +5,7 @@
     python tests/bench.py memory                               # what fits on a GPU, computed
     python tests/bench.py run --against 88ab035 --rounds 5     # python train.py, beside an earlier revision
     python tests/bench.py processes --rounds 3                 # the same with two processes, beside one
+    python tests/bench.py gpu                                  # on one: everything, 8 minutes (bench_gpu.py)
 
 run and processes take minutes a round and run only where they are named; what else follows goes to train.py.
 gnn wants torch-geometric, step and peak want trl; without them the comparison is left out, and says so. They
@@ -25,7 +26,8 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":  # before transformers is imported; pytest imports this file, too
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    if sys.argv[1:2] != ["gpu"]:  # which may download a model
+        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
@@ -235,13 +237,12 @@ class OurStep:
             self.seconds[stage].append(stop - start)
 
 
-def trl_trainer(steps: int, callbacks: list):
-    """TRL's trainer, set to do the same work."""
+def trl_trainer(steps: int, callbacks: list, model=None, tokenizer=None, prompts=None, **changes):
+    """TRL's trainer, set to do the same work: with the tiny model, or with a given one."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model, tokenizer = tiny()
-    config = GRPOConfig(
+    config = GRPOConfig(**dict(
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, gradient_checkpointing=False,
         beta=0.001, epsilon=0.2, loss_type="grpo",
         per_device_train_batch_size=PROMPTS * G, gradient_accumulation_steps=1, steps_per_generation=1,
@@ -249,11 +250,13 @@ def trl_trainer(steps: int, callbacks: list):
         temperature=1.0, top_p=1.0, top_k=0,
         learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant", max_grad_norm=1.0,
         max_steps=steps, logging_steps=10_000, save_strategy="no", report_to="none", disable_tqdm=True,
-        seed=0)
-    model.save_pretrained(config.output_dir)  # the trainer loads its reference from there
-    model.config._name_or_path = config.output_dir
+        seed=0) | changes)
+    if model is None:
+        model, tokenizer = tiny()
+        model.save_pretrained(config.output_dir)  # the trainer loads its reference from there
+        model.config._name_or_path = config.output_dir
     return GRPOTrainer(model=model, args=config, processing_class=tokenizer, callbacks=callbacks,
-                       train_dataset=Dataset.from_dict({"prompt": make_prompts(4 * PROMPTS)}),
+                       train_dataset=Dataset.from_dict({"prompt": prompts or make_prompts(4 * PROMPTS)}),
                        reward_funcs=lambda completion_ids, **_: [even_share(ids) for ids in completion_ids])
 
 
@@ -492,6 +495,10 @@ if __name__ == "__main__":
         peak(sys.argv[2])
     elif sys.argv[1:2] == ["_logits"]:
         logits(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:2] == ["gpu"]:
+        from bench_gpu import main
+
+        sys.exit(main(sys.argv[2:]))
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
         parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join([*PARTS, *WHOLE]))
