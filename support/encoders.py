@@ -504,6 +504,7 @@ def embed_by_policy(tokenizer, questions: Questions, responses: Responses, rollo
     """Means of the policy's last hidden states (N, P+T, d) over the tokens of query, thinking and answer. The
     thinking's tokens are counted by tokenizing it once more."""
     size, length = len(rollouts.texts) // len(questions), rollouts.mask.shape[1]
+    whole, mask = (part.to(hidden.device) for part in (rollouts.attention_mask, rollouts.mask))
     thinkings = [thinking for group in responses for thinking, _ in group]
 
     def tokens(texts: Sequence[str]) -> Tensor:  # N texts -> how many tokens each has (N,)
@@ -512,12 +513,12 @@ def embed_by_policy(tokenizer, questions: Questions, responses: Responses, rollo
 
     count = tokens(thinkings)
     if any(text.startswith("<") for text in rollouts.texts):  # the prompt's tag is none of its tokens
-        count = count - (tokens(rollouts.texts) - rollouts.mask.sum(1).long()).clamp(min=0)
+        count = count - (tokens(rollouts.texts) - mask.sum(1).long()).clamp(min=0)
     is_thinking = torch.arange(length, device=hidden.device) < count[:, None]  # (N, T)
 
     def mean(states: Tensor, mask: Tensor) -> Tensor:  # (n, L, d), (n, L) -> (n, d)
         return F.normalize((states * mask[..., None]).sum(1), dim=-1)
 
-    queries = mean(hidden[::size, :-length], rollouts.attention_mask[::size, :-length])
-    parts = [mean(hidden[:, -length:], rollouts.mask * part) for part in (is_thinking, ~is_thinking)]
+    queries = mean(hidden[::size, :-length], whole[::size, :-length])
+    parts = [mean(hidden[:, -length:], mask * part) for part in (is_thinking, ~is_thinking)]
     return queries, *(part.unflatten(0, (len(questions), size)) for part in parts)

@@ -99,6 +99,17 @@ def test_majority(keys, winner):
     assert majority_key(keys) == winner
 
 
+def test_policy_encoder_reads_rollouts_that_others_wrote_beside_states_on_a_gpu():
+    """Those are tokenized on the CPU. The device "meta" stands for the GPU: it does not mix with others."""
+    def tokenizer(text, **_):
+        return SimpleNamespace(input_ids=text.split())
+
+    rollouts = SimpleNamespace(texts=["one two\n#### 3"], mask=torch.ones(1, 4),
+                               attention_mask=torch.ones(1, 7, dtype=torch.long))
+    nodes = make_encoder("policy", tokenizer)(TASKS[:1], rollouts, torch.empty(1, 7, 6, device="meta"))
+    assert [(*node.shape, node.device.type) for node in nodes] == [(1, 6, "meta"), *2 * [(1, 1, 6, "meta")]]
+
+
 def test_answer_features_by_hand():
     import math
 
