@@ -10,24 +10,25 @@ import torch
 from tiny import make_model
 from torch.utils.flop_counter import FlopCounterMode
 
+import grpo
 import train
 
 
-def run(monkeypatch, *arguments, without=()):
-    """What `bench.py gpu --tiny` prints, as rows, and its exit status; its runs happen in this process."""
+@pytest.fixture
+def rows(monkeypatch):
+    """What is printed: what was done, the result, more."""
     rows = []
     monkeypatch.setattr(
         bench_gpu, "row", lambda work, result, goal="": rows.append((work.strip(), result, goal)))
+    return rows
+
+
+def test_every_part_runs_and_passes_on_a_cpu(rows, monkeypatch, capsys):
     monkeypatch.setattr(bench_gpu, "launch", lambda given, seconds: train.main([str(x) for x in given]) or "")
-    for name in without:
-        monkeypatch.setattr(bench_gpu.Bench, name, lambda *_: None)
-    return rows, bench_gpu.main(["--tiny", "--steps", "1", *arguments])
-
-
-def test_every_part_runs_and_passes_on_a_cpu(monkeypatch):
-    rows, status = run(monkeypatch)
+    assert bench_gpu.main(["--tiny", "--steps", "1"]) == 0
     results = {work: result for work, result, _ in rows}
-    assert status == 0 and not {"FAIL", "left out"} & set(results.values())
+    assert capsys.readouterr().out.splitlines()[-1] == "0 FAILED, 0 left out"
+    assert not {"FAIL", "left out"} & set(results.values())
     assert sum(result == "pass" for result in results.values()) == 10
     for count in (8, 16):
         assert results[f"sampling, {count} x (8 + 4) tokens"].endswith("tokens/s")
@@ -37,39 +38,36 @@ def test_every_part_runs_and_passes_on_a_cpu(monkeypatch):
     assert sum("update" in goal and "sample" in goal for *_, goal in rows) == 2  # seconds of a run by stage
 
 
-SLOW = ("speed", "mismatch", "packing", "against_trl", "short_run", "compiled")
-
-
-def test_a_stale_copy_and_a_part_that_breaks_are_lines_and_an_exit_status(monkeypatch, capsys):
+def test_what_is_wrong_fails(rows, monkeypatch):
+    """A copy that nobody refreshes; sampled log-probabilities 0.002 nats off, in bf16 rounding; a crash."""
+    bench, sample = bench_gpu.Bench(SimpleNamespace(model="builtin", tiny=True, seconds=600)), grpo.sample
+    bench.load()
     monkeypatch.setattr(bench_gpu, "refresh", lambda run: None)
-    monkeypatch.setattr(bench_gpu.Bench, "compiled", lambda self: 1 / 0)
-    rows, status = run(monkeypatch, without=SLOW[:-1])
-    failed = {work: goal for work, result, goal in rows if result == "FAIL"}
-    assert status == 1 and failed == {
-        "bf16 copy is the trained weights rounded": "bit for bit; 0 of its weights moved",
-        "torch.compile of the forward pass": "ZeroDivisionError: division by zero"}
-    assert capsys.readouterr().out.splitlines()[-1].startswith("2 FAILED, 0 left out; bf16 copy is ")
-
-
-def test_log_probabilities_that_lie_apart_fail(monkeypatch):
-    """Sampled ones that are 0.002 nats off: too much in fp32, rounding in bf16."""
-    sample = bench_gpu.grpo.sample
+    bench.copied()
 
     def off(*given, **more):
         rollouts = sample(*given, **more)
         rollouts.logprobs += 0.002
         return rollouts
 
-    monkeypatch.setattr(bench_gpu.grpo, "sample", off)
-    rows, _ = run(monkeypatch, without={*SLOW, "copied"} - {"mismatch"})
-    results = {work: result for work, result, _ in rows}
-    assert results["sampler against trainer, bf16"] == "pass"
-    assert results["sampler against trainer, fp32"] == "FAIL"
+    monkeypatch.setattr(grpo, "sample", off)
+    bench.mismatch()
+    bench.part("a crash", lambda: 1 / 0)
+    assert [(work, goal[:40]) for work, result, goal in rows if result == "FAIL"] == [
+        ("bf16 copy is the trained weights rounded", "bit for bit; 0 of its weights moved"),
+        ("sampler against trainer, fp32", "0.002 nats on average, 0.002 nats at mos"),
+        ("a crash", "ZeroDivisionError: division by zero")]
+    assert bench.failed == [work for work, result, _ in rows if result == "FAIL"]
 
 
-def test_time_is_kept(monkeypatch):
-    rows = []
-    monkeypatch.setattr(bench_gpu, "row", lambda *line: rows.append(line))
+def test_a_model_that_cannot_be_loaded_fails_in_a_line(rows, capsys):
+    assert bench_gpu.main(["--tiny", "--model", "no-such-model"]) == 1
+    (work, result, goal), = rows
+    assert result == "FAIL" and goal.startswith("ValueError: model: cannot load 'no-such-model'")
+    assert capsys.readouterr().out.splitlines()[-1] == f"1 FAILED, 0 left out; {work}"
+
+
+def test_time_is_kept(rows):
     old = signal.signal(signal.SIGALRM, bench_gpu.too_late)
     bench = object.__new__(bench_gpu.Bench)
     bench.end, bench.missing = time.monotonic() + 60, 0
@@ -111,14 +109,13 @@ def test_work_is_what_torch_counts(tied):
         2 * work + 4 * (work - bench_gpu.forward_work(model, 1, 0, prompt, length)[0]))
 
 
-def test_shares_of_a_known_card(monkeypatch):
+def test_shares_of_a_known_card(rows):
     """Rows of 8 + 4 tokens in 2 s, on a card of 1 GFLOP/s and 10 MB/s."""
-    rows, policy = [], make_model()
+    policy = make_model()
     bench = SimpleNamespace(shape=(8, 4), peak=(1e9, 1e7), config=SimpleNamespace(temperature=1.0),
                             clock=lambda function: (function() and 0) or (2.0, "peak 1.0 GiB"),
                             update=lambda *_: None, run=SimpleNamespace(policy=policy, tokenizer=None))
     bench.run.tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
-    monkeypatch.setattr(bench_gpu, "row", lambda *line: rows.append(line))
     bench_gpu.Bench.speed(bench, 8)
     work, read = bench_gpu.forward_work(policy, 1, 8, 8, 4)
     assert rows == [
