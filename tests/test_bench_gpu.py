@@ -93,15 +93,16 @@ def test_a_card_is_known_by_its_name(name, peak):
 @pytest.mark.parametrize("tied", [True, False])
 def test_work_is_what_torch_counts(tied):
     """torch counts products of matrices, here also those of a prompt's tokens with the head, and of tokens
-    with later ones in the attention: these are taken off by hand."""
-    model = make_model(attention="eager", tie_word_embeddings=tied, vocab_size=500, intermediate_size=256)
+    with later ones in the attention: these are taken off by hand. We count norms and biases, too."""
+    model = make_model(attention="eager", tie_word_embeddings=tied, vocab_size=500)
     prompt, length = 9, 14
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randint(4, 500, (1, prompt + length)))
     future = (prompt + length)**2 - (prompt**2 / 2 + sum(prompt + t + 1 for t in range(length)))
     expected = counter.get_total_flops() - 2 * prompt * 16 * 500 - 2 * 2 * 2 * 16 * future  # 2 layers, 2 x 8
     work, read = bench_gpu.forward_work(model, 1, 1, prompt, length)
-    assert work == pytest.approx(expected, rel=0.01)
+    vectors = sum(weight.numel() for weight in model.parameters() if weight.ndim == 1)
+    assert work == pytest.approx(expected + 2 * vectors * (prompt + length))
     weights = 4 * (sum(weight.numel() for weight in model.parameters()) - (0 if tied else 16 * 500))
     cache = [2 * 2 * 8 * 4 * (prompt + t + 1) for t in range(length)]  # 2 x 2 layers x 8, fp32
     assert read == pytest.approx(sum(weights + size for size in cache))
