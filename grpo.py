@@ -40,7 +40,15 @@ from torch import Tensor
 from support import selfcheck
 from support.answers import opened_thought
 from support.packing import batches_of_prompts, by_length, forward_responses, same_prompts
-from support.traits import choose_rows, eos_ids, positions, read_prompts, reading, takes_padding
+from support.traits import (
+    choose_rows,
+    eos_ids,
+    last_logits,
+    positions,
+    read_prompts,
+    reading,
+    takes_padding,
+)
 
 
 @dataclass
@@ -163,7 +171,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
     end leave batch and cache.
     """
     live = torch.arange(len(noise), device=prompt.device)  # (n,)
-    output = model(input_ids=prompt, use_cache=True, **reading(attention_mask))
+    output = model(input_ids=prompt, use_cache=True, **reading(attention_mask), **last_logits(model))
     origin = live // (len(noise) // len(prompt))  # each row's prompt
     cache, logits = getattr(output, "cache", None), output.logits[origin, -1]  # (n, V)
     choose_rows(model, cache, origin)

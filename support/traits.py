@@ -13,6 +13,7 @@ import functools
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
+from inspect import signature
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -156,6 +157,12 @@ def reading(attention_mask: Tensor | None, last: int = 0) -> dict[str, Tensor]:
     if attention_mask is None:
         return {}
     return {"attention_mask": attention_mask, "position_ids": positions(attention_mask)[:, -last:]}
+
+
+def last_logits(model) -> dict[str, int]:
+    """Asks for the logits of the last token alone, where a model can be asked: those of all tokens of many
+    prompts may take more memory than the model."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
 
 
 def choose_rows(model, cache, rows: Tensor) -> None:

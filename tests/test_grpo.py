@@ -70,6 +70,14 @@ def test_sampling_equals_a_sampler_without_cache_batch_or_padding(kind, pad, eos
     assert {len(text.split()) for text in rollouts.texts} != {length}
 
 
+def test_prompts_cost_the_logits_of_their_last_token_alone():
+    model, shapes = make_model(), []
+    model.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.logits.shape)))
+    grpo.sample(model, make_tokenizer(), PROMPTS, 2, 3)
+    prefill = [shape for shape in shapes if shape[0] == len(PROMPTS)]  # before it, it is asked about padding
+    assert prefill == [(len(PROMPTS), 1, model.config.vocab_size)]
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_sampled_logprobs_equal_recomputed_ones(temperature):
     model = make_model()
