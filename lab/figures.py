@@ -112,8 +112,8 @@ PAGE = {  # panels of a run's page: lines and the numbers of metrics.jsonl that 
     "KL to the reference": {"KL": "kl"},
     "entropy (nats a token)": {"entropy": "entropy"},
     "response length (tokens)": {"length": "response_length"},
-    "shares": {"cut off": "truncated", "groups without signal": "groups_without_signal",
-               "abstained groups": "abstained"},
+    "shares": {"groups without signal": "groups_without_signal", "no answer": "no_answer",
+               "cut off": "truncated", "abstained groups": "abstained"},
     "seconds a step": {},  # all that begin with seconds/
     "fit of the memory: loss on held-out labels": {}}  # of the newest fit, by epoch
 

@@ -128,8 +128,9 @@ class Log:
         rollouts, size = experience.rollouts, self.run.config.group_size
         lengths = (rollouts.mask.sum(1), rollouts.attention_mask.sum(1), rollouts.truncated.float())
         columns = (rewards, *(column.view(-1, size) for column in lengths))  # (B, G) each
-        groups = gather(self.run, list(zip(source, *(column.tolist() for column in columns))))
-        sources, rewards, response, tokens, truncated = zip(*groups)
+        unanswered = [[float(key is None) for key in keys] for keys in experience.keys]
+        groups = gather(self.run, list(zip(source, unanswered, *(column.tolist() for column in columns))))
+        sources, unanswered, rewards, response, tokens, truncated = zip(*groups)
 
         def average(groups: list, kinds: tuple[str, ...] = tuple(set(sources))) -> float | None:
             values = [value for kind, group in zip(sources, groups) if kind in kinds for value in group]
@@ -142,6 +143,7 @@ class Log:
             "groups_without_signal": mean(float(min(group) == max(group)) for group in rewards),
             "response_length": average(response),
             "truncated": average(truncated),
+            "no_answer": average(unanswered),
             **stats,
             **seconds,
             "tokens_per_second": sum(sum(tokens, [])) / sum(seconds.values()),
