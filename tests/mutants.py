@@ -1,0 +1,108 @@
+"""The tests, proven: wrong versions of the project, one by one, each of which a test must notice.
+
+    python tests/mutants.py                     # all of tests/mutants_table.py, before a release: an hour
+    python tests/mutants.py gnn grpo            # those of gnn.py and grpo.py
+    python tests/mutants.py lab/log.py:284      # one, by its line
+
+A temporary copy of the project is changed, and the tests that matter for the file run on it up to the first that
+fails. The unchanged copy must pass first: otherwise a failure would say nothing. Linux and macOS only: each try is
+a fork of one process that has torch imported already.
+"""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from mutants_table import TABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+GOAL = 0.95  # share of the wrong versions of each file that the tests must notice
+
+
+def line_of(file: str, old: str) -> int:
+    """The line of a file in which a mutant's old text begins."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return text[: text.index(old)].count("\n") + 1
+
+
+def passes(copy: Path, tests: list[str], limit: float) -> tuple[bool, str]:
+    """Run tests in a copy of the project, up to the first that fails: do they pass, and what does not. What
+    takes more than `limit` seconds hangs, and does not pass."""
+    import pytest
+
+    output, begin = copy.with_name("output"), time.monotonic()
+    if not (child := os.fork()):
+        os.setsid()
+        os.chdir(copy)
+        sys.path.remove(str(ROOT / "tests"))  # the copy's files are meant
+        target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        code = 3
+        try:
+            code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]))
+        finally:
+            os._exit(code)
+    done = status = 0
+    while not done and time.monotonic() < begin + limit:
+        time.sleep(0.02)
+        done, status = os.waitpid(child, os.WNOHANG)
+    try:
+        os.killpg(child, signal.SIGKILL)  # it, and whatever it has started
+    except ProcessLookupError:
+        pass
+    if not done:
+        os.waitpid(child, 0)
+        return False, "the time limit"
+    said = output.read_text(errors="replace")
+    if os.waitstatus_to_exitcode(status) in (3, 4, 5):  # no test has failed, pytest itself has
+        raise SystemExit(said)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    return status == 0, failed[1] if failed else said[-300:]
+
+
+def main(names: list[str]) -> None:
+    """Try the mutants of the files (or lines) that are named, print the score of each file and what survived."""
+    import accelerate  # noqa: F401  so that no try imports it anew
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    # bytecode is known as stale by the second alone
+    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
+    chosen = [(file, f"{file}:{line_of(file, old)}", old, new) for file, (_, pairs) in TABLE.items()
+              for old, new in pairs]
+    chosen = [row for row in chosen if not names or {Path(row[0]).stem, row[0], row[1]} & set(names)]
+    caught, survivors, limits = defaultdict(list), [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "runs", "__pycache__"))
+        for file, place, old, new in chosen:
+            tests, target = TABLE[file][0], copy / file
+            if file not in limits:
+                begin = time.monotonic()
+                fine, why = passes(copy, tests, 3600)
+                if not fine:
+                    raise SystemExit(f"{file}: its tests fail without any mistake: {why}")
+                limits[file] = 60 + 3 * (time.monotonic() - begin)
+            text = target.read_text(encoding="utf-8")
+            target.write_text(text.replace(old, new), encoding="utf-8")
+            survived, by = passes(copy, tests, limits[file])
+            target.write_text(text, encoding="utf-8")
+            caught[file].append(not survived)
+            change = f"{place}: {old!r} -> {new!r}"
+            print(f"SURVIVED {change}" if survived else f"{change} caught by {by}", flush=True)
+            survivors += [change] * survived
+    print("\n" + "\n".join(["survivors:", *survivors] if survivors else ["no survivor"]))
+    for file, found in caught.items():
+        print(f"{file:<26}{sum(found):>4} of {len(found):>3}  {sum(found) / len(found):.0%}")
+    if poor := [file for file, found in caught.items() if sum(found) < GOAL * len(found)]:
+        raise SystemExit(f"below {GOAL:.0%}: {', '.join(poor)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
