@@ -9,6 +9,7 @@ fails. The unchanged copy must pass first: otherwise a failure would say nothing
 a fork of one process that has torch imported already.
 """
 
+import json
 import os
 import re
 import shutil
@@ -31,11 +32,29 @@ def line_of(file: str, old: str) -> int:
     return text[: text.index(old)].count("\n") + 1
 
 
+class QuickFirst:
+    """A plugin of pytest: of a file's tests the quickest come first, by `seconds`, to which it adds its own."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds = seconds
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        """Sort inside each file, so that what its tests share is made once."""
+        files = list(dict.fromkeys(item.path for item in items))
+        items.sort(key=lambda item: (files.index(item.path), self.seconds.get(item.nodeid, 0.0)))
+
+    def pytest_runtest_logreport(self, report) -> None:
+        """Setup, call and teardown of a test have ended."""
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+
 def passes(copy: Path, tests: list[str], limit: float) -> tuple[bool, str]:
     """Run tests in a copy of the project, up to the first that fails: do they pass, and what does not. What
     takes more than `limit` seconds hangs, and does not pass."""
     import pytest
 
+    seconds = copy.with_name("seconds.json")
+    plugin = QuickFirst(json.loads(seconds.read_text()) if seconds.exists() else {})
     output, begin = copy.with_name("output"), time.monotonic()
     if not (child := os.fork()):
         os.setsid()
@@ -46,7 +65,9 @@ def passes(copy: Path, tests: list[str], limit: float) -> tuple[bool, str]:
         os.dup2(target, 2)
         code = 3
         try:
-            code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]))
+            code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests], [plugin]))
+            if code == 0:
+                seconds.write_text(json.dumps(plugin.seconds))
         finally:
             os._exit(code)
     done = status = 0
@@ -67,6 +88,16 @@ def passes(copy: Path, tests: list[str], limit: float) -> tuple[bool, str]:
     return status == 0, failed[1] if failed else said[-300:]
 
 
+def limits(copy: Path, files: list[str]) -> dict[str, float]:
+    """For each file how long its tests may take: thrice as long as without any mistake, where all must pass."""
+    fine, why = passes(copy, list(dict.fromkeys(test for file in files for test in TABLE[file][0])), 3600)
+    if not fine:
+        raise SystemExit(f"a test fails without any mistake: {why}")
+    seconds = json.loads(copy.with_name("seconds.json").read_text())
+    return {file: 60 + 3 * sum(time for test, time in seconds.items() if test.split("::")[0] in TABLE[file][0])
+            for file in files}
+
+
 def main(names: list[str]) -> None:
     """Try the mutants of the files (or lines) that are named, print the score of each file and what survived."""
     import accelerate  # noqa: F401  so that no try imports it anew
@@ -77,27 +108,21 @@ def main(names: list[str]) -> None:
     chosen = [(file, f"{file}:{line_of(file, old)}", old, new) for file, (_, pairs) in TABLE.items()
               for old, new in pairs]
     chosen = [row for row in chosen if not names or {Path(row[0]).stem, row[0], row[1]} & set(names)]
-    caught, survivors, limits = defaultdict(list), [], {}
+    caught, survivors = defaultdict(list), []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "runs", "__pycache__"))
+        limit = limits(copy, list(dict.fromkeys(file for file, *_ in chosen)))
         for file, place, old, new in chosen:
-            tests, target = TABLE[file][0], copy / file
-            if file not in limits:
-                begin = time.monotonic()
-                fine, why = passes(copy, tests, 3600)
-                if not fine:
-                    raise SystemExit(f"{file}: its tests fail without any mistake: {why}")
-                limits[file] = 60 + 3 * (time.monotonic() - begin)
-            text = target.read_text(encoding="utf-8")
-            target.write_text(text.replace(old, new), encoding="utf-8")
-            survived, by = passes(copy, tests, limits[file])
-            target.write_text(text, encoding="utf-8")
+            text = (copy / file).read_text(encoding="utf-8")
+            (copy / file).write_text(text.replace(old, new), encoding="utf-8")
+            survived, by = passes(copy, TABLE[file][0], limit[file])
+            (copy / file).write_text(text, encoding="utf-8")
             caught[file].append(not survived)
             change = f"{place}: {old!r} -> {new!r}"
             print(f"SURVIVED {change}" if survived else f"{change} caught by {by}", flush=True)
             survivors += [change] * survived
-    print("\n" + "\n".join(["survivors:", *survivors] if survivors else ["no survivor"]))
+    print("\n".join(["", "survivors:", *survivors] if survivors else ["", "no survivor"]))
     for file, found in caught.items():
         print(f"{file:<26}{sum(found):>4} of {len(found):>3}  {sum(found) / len(found):.0%}")
     if poor := [file for file, found in caught.items() if sum(found) < GOAL * len(found)]:

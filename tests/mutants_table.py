@@ -7,7 +7,7 @@ what a mistake makes of it.
 
 TABLE = {
     "data.py": (["data.py", "tests/test_world.py", "tests/test_benchmarks.py", "tests/test_rewards.py",
-                 "tests/test_steps.py", "tests/test_train.py"], [
+                 "tests/test_steps.py"], [
         ("round(ratio * len(labelled))", "int(ratio * len(labelled))"),
         ("replace(task, answer=None, tests=None)", "replace(task, answer=None)"),
         ('random.Random(f"labels {seed}")', 'random.Random("labels")'),
@@ -103,7 +103,7 @@ TABLE = {
             "contextlib.nullcontext()"),
     ]),
     "memreward.py": (["memreward.py", "tests/test_memreward.py", "tests/test_rewards.py",
-                      "tests/test_steps.py", "tests/test_labels.py", "tests/test_train.py"], [
+                      "tests/test_steps.py", "tests/test_labels.py"], [
         ("model.send(self._scaled(new), rewards)", "model.send(new, rewards)"),
         ("in reversed(range(len(ids)))", "in range(len(ids))"),
         ("std < 1e-6, math.inf", "std < 1e-6, 1.0"),  # a constant feature speaks

@@ -80,6 +80,14 @@ def test_knn_ties_go_to_the_lower_index(n, m):
     assert (indices == twins).all()
 
 
+def test_knn_tells_cosines_apart_to_a_millionth():
+    """Seen from (1, 0): 1e-5 decides, 1e-7 is rounding and leaves the lower row first."""
+    for more, first in ((1e-5, 1), (1e-7, 0)):
+        cosines = torch.tensor([0.5, 0.5 + more], dtype=torch.float64)
+        memory = torch.stack([cosines, (1 - cosines**2).sqrt()], 1)
+        assert knn(torch.tensor([[1.0, 0.0]], dtype=torch.float64), memory, 2)[0][0, 0] == first
+
+
 def test_knn_of_zero_rows_is_finite():
     indices, cosines = knn(torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), 2)
     assert indices.tolist() == [[0, 1]] * 2 and (cosines == 0).all()
@@ -376,6 +384,21 @@ def test_fit_restores_the_best_epoch():
     assert torch.equal(state, torch.get_rng_state()) and not model.training
 
 
+@pytest.mark.parametrize("kind", ["gcn", "mlp"])
+def test_dropout_acts_in_training_and_not_in_validation(kind):
+    """After one epoch the weights are those that validation saw: its loss is theirs, without dropout."""
+    memory, rewards, ids = random_groups(10), random_rewards(10), torch.arange(10)
+    model, held_out = small_model(dropout=0.5, kind=kind), ids < 4
+    (epoch,) = fit(model, memory, rewards, ids, 3, held_out, epochs=1)
+    edges = [(near[held_out], cosines[held_out])
+             for near, cosines in similarity_edges(memory, memory, 3, torch.eye(10, dtype=torch.bool), ids)]
+    asked, sent = memory.rows(held_out), model.send(memory, rewards)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    assert epoch["val_loss"] == pytest.approx(loss(model.receive(asked, sent, edges), rewards[held_out]).item())
+    model.train()
+    assert not torch.equal(model.receive(asked, sent, edges), model.receive(asked, sent, edges))
+
+
 def test_fit_stops_on_labels_it_does_not_train_on():
     """The labels held out never change the loss that is trained on except as senders."""
     ids = torch.arange(10).repeat(2)
@@ -447,6 +470,11 @@ def test_folds_part_the_ids(count):
     of = [set(ids[folds == fold].tolist()) for fold in range(5)]
     assert sum(map(len, of)) == len(set.union(*of)) == count
     assert {len(part) for part in of} <= {count // 5, count // 5 + 1}
+
+
+def test_folds_are_drawn_at_random():
+    ids = torch.arange(10)
+    assert len({tuple(fold_ids(ids, 5).tolist()) for _ in range(5)}) == 5
 
 
 def test_calibration_is_where_the_gradient_vanishes():

@@ -1,11 +1,14 @@
 """grpo.py against slow, obvious twins: sampling without cache or batch, the loss in Python loops, gradients
 by hand."""
 
+import contextlib
 import copy
 import math
 import os
 import socket
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -126,6 +129,13 @@ def test_noise_is_uniform_and_told_by_seed_step_key_and_place():
         assert not torch.equal(noise[:3], other)
 
 
+def test_noise_is_the_same_in_every_process_and_version():
+    """3904355907 is the CRC-32 of "a"; Python's own hash is another in every process."""
+    stream = np.random.default_rng([5, 6, 3904355907, 1])
+    expected = stream.random(4, dtype=np.float32).tolist()
+    assert grpo.uniform_noise(5, 6, ["a"], 2, 4)[1].tolist() == expected
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_are_chosen_as_often_as_the_softmax_says(temperature):
     logits = torch.randn(7, generator=torch.Generator().manual_seed(0)) * 2
@@ -193,6 +203,17 @@ def test_sampling_with_checkpointing_restores_the_mode_and_allows_training():
     assert model.training and torch.equal(rollouts.ids, expected.ids)
     grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_sampling_in_the_midst_of_training_knows_no_dropout():
+    model = make_model("gpt2")
+    expected = draw(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    rollouts = draw(model.train())
+    assert model.training and torch.equal(rollouts.ids, expected.ids)
+    torch.testing.assert_close(rollouts.logprobs, expected.logprobs)
 
 
 @pytest.mark.parametrize(
@@ -525,6 +546,74 @@ def test_the_mismatch_is_how_far_sampled_log_probabilities_lie_from_the_trained_
         assert metrics["mismatch"] == pytest.approx(
             (shift.abs().sum() / rollouts.mask.sum()).item(), rel=1e-3
         )
+
+
+class Twins:
+    """One of two processes that hold the same rows, as accelerate would show it: a sum doubles, and the mean of
+    both gradients is one's own. Notes in which passes gradients are exchanged."""
+
+    num_processes = 2
+
+    def __init__(self):
+        self.quiet, self.exchanged = False, []
+
+    @contextlib.contextmanager
+    def no_sync(self, model):
+        self.quiet = True
+        yield
+        self.quiet = False
+
+    def backward(self, loss):
+        self.exchanged.append(not self.quiet)
+        loss.backward()
+
+    def reduce(self, x):
+        return 2 * x
+
+    def gather(self, x):
+        return torch.cat([x, x])
+
+    def prepare(self, *parts):
+        return parts
+
+    def unwrap_model(self, model):
+        return model
+
+    def clip_grad_norm_(self, parameters, size):
+        return torch.nn.utils.clip_grad_norm_(parameters, size)
+
+
+@pytest.mark.parametrize("norm", ["sequence", "token", "constant"])
+def test_two_processes_with_the_same_rows_take_the_step_of_one(norm):
+    model, rollouts, advantages, ref = make_batch()
+    twins, settings = Twins(), dict(lr=1.0, loss_norm=norm, kl_coef=0.5, micro_batch_size=7, updates_per_batch=2)
+    alone, one = learn(model, rollouts, advantages, ref, **settings)
+    both, two = learn(model, rollouts, advantages, ref, accelerator=twins, **settings)
+    for p, q in zip(alone.parameters(), both.parameters()):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    assert twins.exchanged == 2 * [False, False, True]  # once an update, in its last pass
+
+
+def test_a_row_that_does_not_count_stands_in_where_another_process_has_more_passes():
+    order, counts = torch.tensor([4, 2, 0, 1, 3]), torch.tensor([True, False, True, True, False])
+    # rows 0, 2, 3 count, in the order 2, 0, 3; of the others 4 comes first
+    others = SimpleNamespace(gather=lambda mine: torch.cat([mine, torch.tensor([4])]))
+    batches = grpo.update_batches(others, order, counts, 2)
+    assert [batch.tolist() for batch in batches] == [[2, 0], [3], [4], [4]]
+
+
+def test_metrics_are_means_over_the_tokens_of_rows_that_count():
+    """Without a KL term rows of advantage 0 are left out; micro-batches weigh by their tokens."""
+    model, rollouts, advantages, _ = make_batch()
+    silent = advantages.clone()
+    silent[::3] = 0.0
+    scores = grpo.forward_responses(model, rollouts.ids, rollouts.attention_mask, 12, 0.7)
+    expected = scores.entropy[rollouts.mask.bool() & (silent != 0)[:, None]].mean().item()
+    for size in (3, None):
+        metrics = learn(model, rollouts, silent, None, micro_batch_size=size)[1]
+        assert metrics["entropy"] == pytest.approx(expected, rel=1e-4)
+        assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_gradient_is_clipped():

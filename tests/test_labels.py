@@ -49,6 +49,26 @@ def test_pick_orders_what_has_no_label(tmp_path, capsys):
     assert "6 training tasks, 1 labelled" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("encoder", ["hash", "policy"])
+def test_queries_are_embedded_in_the_order_of_the_tasks(encoder):
+    """More tasks than are embedded at a time; of the policy the mean of the prompt's last hidden states."""
+    from lab.label_pick import embed_queries
+
+    run = train.start(train.Config(mode="r1p", label_pick="coverage", encoder=encoder))
+    tasks = load_tasks("world", "train", 150)
+    found = embed_queries(run, tasks)
+    assert len(found) == 150
+    for row in (0, 1, 2, 127, 128, 149):
+        if encoder == "hash":
+            expected = hash_group(tasks[row].question, tasks[row].choices or (), [("", "")])[0]
+        else:
+            ids = run.tokenizer(run.render(tasks[row]), add_special_tokens=False, return_tensors="pt").input_ids
+            with torch.no_grad():
+                states = run.reference(ids, output_hidden_states=True).hidden_states[-1][0]
+            expected = torch.nn.functional.normalize(states.mean(0), dim=0)
+        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("memory, grows, fits", [("frozen", False, 1), ("grow", True, 1), ("refit", True, 2)])
 def test_what_becomes_of_the_memory(quick, monkeypatch, memory, grows, fits):
     """Two steps on labelled tasks alone: rollouts join unless the memory is frozen; only refit fits again."""

@@ -221,8 +221,9 @@ def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
         if not fit_first:
             each.fit(seed=3)
     assert torch.equal(memory.predict(*new), loaded.predict(*new)) and loaded.ids == memory.ids
-    with pytest.raises(ValueError, match="gnn_hidden"):
-        ExperienceMemory(config(gnn_hidden=8)).load(path)
+    for other in ({"gnn_hidden": 8}, {"gnn": "gcn"}, {"gnn": "paper"}, {"gnn_networks": 3}, {"gnn_layers": 1}):
+        with pytest.raises(ValueError, match="its gnn, gnn_networks, gnn_hidden, gnn_layers are"):
+            ExperienceMemory(config(**other)).load(path)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -348,6 +349,15 @@ def test_every_network_stops_on_queries_of_its_own(monkeypatch):
     monkeypatch.setattr(memreward, "fit", lambda *args: held_out.append(args[5]) or original(*args))
     fitted(gnn_networks=5, gnn_epochs=1)
     assert (torch.stack(held_out).sum(0) == 1).all()
+
+
+def test_a_feature_that_never_varied_says_nothing():
+    groups = random_groups(12)
+    groups.features[..., 1] = 0.25
+    memory, new = fitted(groups=groups), random_groups(3, seed=1)
+    before = memory.predict(*new)
+    new.features[..., 1] += 5
+    assert torch.equal(memory.predict(*new), before)
 
 
 def test_what_cannot_be_learnt_is_predicted_with_the_base_rate():

@@ -16,6 +16,7 @@ from memreward import (
     make_encoder,
     predict_rewards,
 )
+from support.encoders import hash_group
 
 hash_encoder = make_encoder("hash", None)
 TASKS = [Task("a", "d", "math", "Ann has 3 bags of 12 nuts. How many nuts?", answer="36"),
@@ -34,6 +35,17 @@ def test_hash_encoder_sees_the_same_reasoning_about_other_numbers():
     assert queries[0] @ queries[1] > queries[0] @ queries[2]
     for part in (queries, thinkings, answers):
         assert torch.allclose(part.norm(dim=-1), torch.ones(part.shape[:-1]))
+
+
+def test_nodes_are_of_the_question_with_its_choices_and_of_each_rollout():
+    queries, thinkings, answers = hash_encoder(TASKS, ROLLOUTS)
+    parts = [("3 * 12 = 36\n", "36"), ("3 + 12 = 15\n", "15")], [("5 * 7 = 35\n", "35"), ("5 + 7 = 12\n", "12")], [
+        ("Fire\n", "B"), ("Ice\n", "A")]
+    for b, task in enumerate(TASKS):
+        for mine, theirs in zip((queries, thinkings, answers), hash_group(task.question, task.choices or (), parts[b])):
+            assert torch.equal(mine[b], theirs)
+    other = [Task("c", "d", "qa", "Which is warm?", choices=("snow", "sun"))]
+    assert not torch.equal(hash_encoder(other, SimpleNamespace(texts=TEXTS[4:]))[0][0], queries[2])
 
 
 def test_hash_encoder_calls_a_signature_by_place():

@@ -1,0 +1,475 @@
+"""One small run, step by step: what each part was called with, against numbers worked out here from the tasks, the
+responses and a policy that was never trained. Its settings are none of the defaults, so that one that is forgotten
+shows."""
+
+import copy
+import json
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import data
+import grpo
+import memreward
+import train
+from lab import evaluate as evaluation
+from lab import processes, runs, samples, settings
+from lab.log import Audit, Drift, Tally
+from support.encoders import hash_group
+
+G, LENGTH, SEED, STEPS, TASKS = 4, 26, 8, 4, 30
+UPDATE = dict(temperature=0.8, clip_low=0.1, clip_high=0.3, kl_coef=0.05, loss_norm="token", updates_per_batch=2,
+              micro_batch_size=7, max_grad_norm=0.5)
+SETTINGS = dict(
+    **UPDATE, seed=SEED, steps=STEPS, batch_size=6, group_size=G, max_response_length=LENGTH, train_tasks=TASKS,
+    label_ratio=0.4, drift_fraction=0.25, test_tasks=9, ood="world_ood", eval_samples=2, eval_every=3,
+    learning_rate=1e-3, lr_warmup=3, threshold=0.55, reward="soft", abstain=0.2, advantage_norm="none", mask_truncated=True,
+    memory="refit", refit_every=2, features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5)
+
+
+def fingerprint(model):
+    """Numbers that tell the weights of a model from others."""
+    return [weight.double().sum().item() for weight in model.parameters()]
+
+
+def rendered(tasks):
+    """The tasks by their prompts, which is how `sample` knows them."""
+    tokenizer = runs.load_policy(train.Config(), torch.float32)[1]
+    return {runs.render(tokenizer, task): task for task in tasks}
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A run, and all calls of its parts by the stage in which they were made: "warm-up", "evaluate", "samples",
+    or the number of the step."""
+    calls, stage = defaultdict(list), ["warm-up"]
+    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("steps") / "run"
+
+    def note(place, name, what):
+        original = getattr(place, name)
+
+        def call(*args, **more):
+            before = what(*args, **more)
+            result = original(*args, **more)
+            calls[stage[-1], name].append((before, result))
+            return result
+
+        patch.setattr(place, name, call)
+
+    def within(place, name, title):
+        original = getattr(place, name)
+
+        def call(*args, **more):
+            stage.append(title(*args))
+            try:
+                return original(*args, **more)
+            finally:
+                stage.pop()
+
+        patch.setattr(place, name, call)
+
+    note(grpo, "sample", lambda model, tokenizer, prompts, size, length, temperature, noise, *rest: SimpleNamespace(
+        weights=fingerprint(model), prompts=prompts, size=size, temperature=temperature, noise=noise))
+    note(grpo, "policy_update", lambda model, optimizer, accelerator, rollouts, advantages, ref, **more:
+         SimpleNamespace(rollouts=rollouts, advantages=advantages, ref=ref, settings=more, weights=fingerprint(model),
+                         group=dict(optimizer.param_groups[0])))
+    note(memreward, "acquire_rewards", lambda tasks, texts, memory, groups, keys, threshold=0.5, soft=False,
+         abstain=0.0, lap=None: (threshold, soft, abstain))
+    note(memreward.ExperienceMemory, "predict", lambda memory, *groups, exclude=None: (groups, exclude))
+    note(memreward.ExperienceMemory, "remember", lambda memory, ids, *parts: (ids, *parts))
+    note(memreward.ExperienceMemory, "fit", lambda memory, seed, without=(): (seed, set(without), len(memory)))
+    within(train, "train_step", lambda run, visits, step, *rest: step)
+    within(train, "evaluate", lambda *rest: "evaluate")
+    within(samples.Samples, "rows", lambda *rest: "samples")
+    patch.setattr(evaluation, "BATCH", 4)
+    everything = data.load_tasks("world", "train", TASKS, SEED)
+    tokenizer = runs.load_policy(train.Config(), torch.float32)[1]
+    of_all = everything + data.load_tasks("world", "test", 9) + data.load_tasks("world_ood", "test", 9)
+    longest = max(len(tokenizer(prompt).input_ids) for prompt in rendered(of_all))  # which must still be taken
+    config = train.Config(**SETTINGS, max_prompt_length=longest, output_dir=str(folder))
+    results = train.train(config)
+    patch.undo()
+    kept = data.hide_labels(everything, 0.4, SEED)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = {line["step"]: line for line in lines if "loss" in line}
+    return SimpleNamespace(calls=calls, config=config, results=results, truth={t.id: t for t in everything},
+                           labelled=[t.id for t in kept if t.labelled], task_of=rendered(kept), rows=rows, folder=folder,
+                           lines=lines)
+
+
+@pytest.fixture(scope="module")
+def first_policy():
+    """The built-in policy as it always is."""
+    return runs.load_policy(train.Config(), torch.float32)[0].eval()
+
+
+def step_of(record, step):
+    """What a step sampled: its tasks, their responses (B, G), answers' keys, true rewards (B, G), and the calls."""
+    (asked, rollouts), = record.calls[step, "sample"]
+    tasks = [record.task_of[prompt] for prompt in asked.prompts]
+    texts = [rollouts.texts[b * G : (b + 1) * G] for b in range(len(tasks))]
+    keys = [[data.answer_key(task, text) for text in group] for task, group in zip(tasks, texts)]
+    truth = [[data.verify(record.truth[task.id], text) for text in group] for task, group in zip(tasks, texts)]
+    return SimpleNamespace(asked=asked, rollouts=rollouts, tasks=tasks, texts=texts, keys=keys,
+                           truth=torch.tensor(truth), update=record.calls[step, "policy_update"][0][0])
+
+
+def believed(record, step, found):
+    """Probabilities of the unlabelled groups as the step first heard them, 0 where there is no answer."""
+    answered = [[key is not None for key in keys] for task, keys in zip(found.tasks, found.keys) if not task.labelled]
+    return record.calls[step, "predict"][0][1] * torch.tensor(answered)
+
+
+EVERY_STEP = pytest.mark.parametrize("step", range(1, STEPS + 1))
+
+
+def test_the_seed_decides_tasks_labels_and_batches(record):
+    chosen = json.loads((record.folder / "tasks.json").read_text())
+    assert chosen["labelled"] == record.labelled and len(record.labelled) == 12
+    assert sorted(chosen["labelled"] + chosen["unlabelled"]) == sorted(record.truth)
+    seen = [task.id for step in range(1, STEPS + 1) for task in step_of(record, step).tasks]
+    assert len(set(seen)) == STEPS * 6  # of 30: none came twice
+    orders = [[task.id for task, _ in train.batch(list(record.truth.values()), 0, train.Config(seed=seed))]
+              for seed in range(4)]
+    assert len(set(map(tuple, orders))) == 4
+
+
+@EVERY_STEP
+def test_the_newest_policy_samples_with_noise_of_its_own(record, step):
+    found = step_of(record, step)
+    names = [f"{task.id} 0" for task in found.tasks]
+    assert torch.equal(found.asked.noise, grpo.uniform_noise(SEED, step, names, G, LENGTH))
+    assert (found.asked.size, found.asked.temperature) == (G, 0.8)
+    assert found.asked.weights == found.update.weights  # those that are trained next
+    before = [record.calls[other, "policy_update"][0][0].weights for other in range(1, step)]
+    assert found.asked.weights not in before
+
+
+@EVERY_STEP
+def test_the_reference_is_the_first_policy_at_the_sampling_temperature(record, first_policy, step):
+    found = step_of(record, step)
+    with torch.no_grad():
+        expected = grpo.token_logprobs(first_policy, found.rollouts.ids, found.rollouts.attention_mask, LENGTH, 0.8)
+    torch.testing.assert_close(found.update.ref, expected, atol=1e-4, rtol=0)
+    assert found.update.rollouts is found.rollouts
+
+
+@EVERY_STEP
+def test_the_memory_is_asked_about_the_unlabelled_groups_alone(record, first_policy, step):
+    found = step_of(record, step)
+    (groups, exclude), _ = record.calls[step, "predict"][0]
+    rows = [b for b, task in enumerate(found.tasks) if not task.labelled]
+    assert exclude is None and len(groups[0]) == len(rows)
+    with torch.no_grad():
+        logprobs = grpo.token_logprobs(first_policy, found.rollouts.ids, found.rollouts.attention_mask, LENGTH)
+    confidence = (logprobs.sum(1) / found.rollouts.mask.sum(1)).view(-1, G)
+    for n, b in enumerate(rows):
+        task, keys = found.tasks[b], found.keys[b]
+        parts = [data.split_response(text, task.domain, task.choices) for text in found.texts[b]]
+        for mine, theirs in zip(groups, hash_group(task.question, task.choices or (), parts)):
+            torch.testing.assert_close(mine[n], theirs)
+        agreement = torch.tensor([0.0 if key is None else keys.count(key) / G for key in keys])
+        torch.testing.assert_close(groups[3][n], torch.stack([agreement, confidence[b]], 1), atol=1e-4, rtol=0)
+
+
+@EVERY_STEP
+def test_rewards_become_advantages(record, step):
+    found = step_of(record, step)
+    assert [call for call, _ in record.calls[step, "acquire_rewards"]] == [(0.55, True, 0.2)]
+    sigma, rewards, sources = iter(believed(record, step, found).tolist()), [], []
+    for task, truth in zip(found.tasks, found.truth.tolist()):
+        p = truth if task.labelled else next(sigma)
+        sure = task.labelled or sum(abs(2 * x - 1) for x in p) / G >= 0.2
+        rewards.append([x * sure for x in p])
+        sources.append(("predicted" if sure else "abstained", "verified")[task.labelled])
+    advantages = [[r - sum(group) / G for r in group] for group in rewards]
+    expected = torch.tensor(advantages).flatten().masked_fill(found.rollouts.truncated, 0.0)
+    torch.testing.assert_close(found.update.advantages, expected)
+    row = record.rows[step]
+    for kind in ("verified", "predicted"):
+        values = [r for group, source in zip(rewards, sources) for r in group if source == kind]
+        assert row[f"reward/{kind}"] == (pytest.approx(sum(values) / len(values)) if values else None)
+    assert row["abstained"] == sources.count("abstained") / 6
+    assert row["groups_without_signal"] == pytest.approx(sum(len(set(group)) == 1 for group in rewards) / 6)
+    assert row["response_length"] == pytest.approx(found.rollouts.mask.sum().item() / (6 * G))
+    assert row["truncated"] == pytest.approx(found.rollouts.truncated.float().mean().item())
+
+
+def test_the_run_met_all_that_these_tests_look_at(record):
+    """Responses that were cut off, groups with and without signal, and groups of which the memory was unsure."""
+    cut = torch.cat([step_of(record, step).rollouts.truncated for step in range(1, STEPS + 1)])
+    assert 0 < cut.sum() < len(cut)
+    rows = record.rows.values()
+    assert all(row["groups_without_signal"] < 1 for row in rows) and any(row["abstained"] for row in rows)
+    assert any(row["reward/predicted"] is not None for row in rows)
+    assert any("drift/accuracy" in row for row in rows) and any("drift/accuracy" not in row for row in rows)
+
+
+@EVERY_STEP
+def test_the_update_gets_the_settings_and_the_rising_learning_rate(record, step):
+    update = step_of(record, step).update
+    assert update.settings == UPDATE
+    assert update.group["lr"] == pytest.approx(1e-3 * (1 / 3, 2 / 3, 1, 1)[step - 1])
+    assert update.group["weight_decay"] == 0
+
+
+def audit_of(record, steps):
+    """(predicted, true) of all unlabelled rollouts of some steps."""
+    pairs = []
+    for step in steps:
+        found = step_of(record, step)
+        truth = found.truth[torch.tensor([not task.labelled for task in found.tasks])]
+        pairs += zip((believed(record, step, found) > 0.55).flatten().tolist(), (truth > 0.5).flatten().tolist())
+    return pairs
+
+
+@pytest.mark.parametrize("steps, row, name", [
+    ([1], "step 1", "audit/"), ([3], "step 3", "audit/"), ([4], "step 4", "audit/"), ([1, 2, 3], "look 3", "audit_since/"),
+    ([4], "look 4", "audit_since/"), ([1, 2, 3, 4], "results", "")])
+def test_the_audit_is_what_the_hidden_labels_say(record, steps, row, name):
+    pairs = audit_of(record, steps)
+    told = record.results["audit"] if row == "results" else next(
+        line for line in record.lines
+        if line["step"] == int(row[-1]) and ("loss" if row.startswith("step") else "test/greedy/all") in line)
+    accuracy = sum(guess == true for guess, true in pairs) / len(pairs)
+    assert told[f"{name}accuracy"] == pytest.approx(accuracy) and told[f"{name}rollouts"] == len(pairs)
+    assert told[f"{name}right"] == pytest.approx(sum(true for _, true in pairs) / len(pairs))
+
+
+def test_the_memory_holds_verified_groups_of_labelled_tasks_and_is_fitted_anew(record):
+    warm = record.calls["warm-up", "remember"]
+    (ids, *_, rewards), = (call for call, _ in warm)
+    assert ids == 2 * record.labelled and rewards.shape == (24, G)
+    drift = record.calls["warm-up", "fit"][0][0][1]
+    assert len(drift) == 3 and drift < set(record.labelled)
+    assert record.calls["warm-up", "fit"][0][0] == (SEED, drift, 24)
+    for step in range(1, STEPS + 1):
+        found = step_of(record, step)
+        known = [b for b, task in enumerate(found.tasks) if task.labelled]
+        (ids, *_, rewards), = (call for call, _ in record.calls[step, "remember"])
+        assert ids == [found.tasks[b].id for b in known] and torch.equal(rewards, found.truth[known])
+        fits = [call[:2] for call, _ in record.calls[step, "fit"]]
+        assert fits == ([(SEED + step, drift)] if step in (2, 4) else [])
+
+
+def test_the_warm_up_samples_every_labelled_query_twice_and_anew(record):
+    names, noises, right, cut = [], [], [], []
+    for asked, rollouts in record.calls["warm-up", "sample"]:
+        tasks = [record.task_of[prompt] for prompt in asked.prompts]
+        names += [task.id for task in tasks]
+        noises.append(asked.noise)
+        right += [data.verify(record.truth[task.id], rollouts.texts[b * G + g])
+                  for b, task in enumerate(tasks) for g in range(G)]
+        cut += rollouts.truncated.tolist()
+    noise = torch.cat(noises)
+    assert names == 2 * record.labelled and len(noise.unique(dim=0)) == len(noise) == 2 * 12 * G
+    assert torch.equal(noise[: 12 * G], grpo.uniform_noise(SEED, 0, record.labelled, G, LENGTH))
+    groups = [right[i : i + G] for i in range(0, len(right), G)]
+    row = record.lines[0]
+    assert row["warm_up/right"] == pytest.approx(sum(right) / len(right))
+    assert row["warm_up/mixed_groups"] == pytest.approx(sum(len(set(group)) == 2 for group in groups) / 24)
+    assert row["warm_up/truncated"] == pytest.approx(sum(cut) / len(cut))
+    assert all(fit["kept"] == min(range(5), key=fit["val_loss"].__getitem__) for fit in row["fits"])
+
+
+@EVERY_STEP
+def test_drift_hides_the_query_itself(record, step):
+    found, drift = step_of(record, step), record.calls["warm-up", "fit"][0][0][1]
+    rows = [b for b, task in enumerate(found.tasks) if task.id in drift]
+    calls = [(exclude, p) for (_, exclude), p in record.calls[step, "predict"] if exclude is not None]
+    if not rows:
+        assert not calls and "drift/accuracy" not in record.rows[step]
+        return
+    (exclude, p), = calls
+    assert exclude == [found.tasks[b].id for b in rows]
+    answered = torch.tensor([[key is not None for key in found.keys[b]] for b in rows])
+    right = ((p * answered > 0.55) == (found.truth[rows] > 0.5)).float().mean().item()
+    assert record.rows[step]["drift/accuracy"] == pytest.approx(right)
+
+
+def test_the_drift_of_the_warm_up_stands_in_the_first_look(record):
+    warm = next(line for line in record.lines if "drift_since/rollouts" in line)
+    assert warm["step"] == 0 and warm["drift_since/rollouts"] == 3 * 2 * G
+
+
+def test_evaluation_is_greedy_and_the_mean_of_samples_with_one_noise_for_all_seeds(record):
+    calls, test = record.calls["evaluate", "sample"], data.load_tasks("world", "test", 9)
+    ood = data.load_tasks("world_ood", "test", 9)
+    task_of = rendered(test + ood)
+    assert len(calls) == 3 * 2 * 5  # at 0, 3 and 4; greedy and sampled; 18 tasks in batches of 4
+    assert [(asked.size, asked.temperature) for asked, _ in calls] == [(1, 0.0), (2, 1.0)] * 15
+    scores = {"greedy": {}, "sampled": {}}
+    for (asked, rollouts), kind in zip(calls[-10:], ["greedy", "sampled"] * 5):
+        tasks = [task_of[prompt] for prompt in asked.prompts]
+        noise = grpo.uniform_noise(0, 0, [task.id for task in tasks], asked.size, LENGTH)
+        assert torch.equal(asked.noise, noise)
+        assert asked.weights != record.calls[STEPS, "policy_update"][0][0].weights  # after the last step
+        for n, task in enumerate(tasks):
+            texts = rollouts.texts[n * asked.size : (n + 1) * asked.size]
+            scores[kind][task.id] = sum(data.verify(task, text) for text in texts) / asked.size
+    after = record.results["after"]
+    for kind, of in scores.items():
+        assert len(of) == 18
+        for name, tasks in (("world", test), ("all", test), ("world_ood", ood), ("out of domain", ood)):
+            values = [of[task.id] for task in tasks]
+            mean = sum(values) / 9
+            assert after[kind][name] == pytest.approx(mean)
+            spread = (sum((x - mean)**2 for x in values) / 8) ** 0.5
+            assert after["errors"][kind][name] == pytest.approx(spread / 3)
+    assert [look["step"] for look in record.results["evaluations"]] == [0, 3, 4]
+    assert record.results["before"]["step"] == 0 and after["step"] == 4
+
+
+def test_what_is_shown_is_drawn_with_one_noise_and_judged_without_itself(record):
+    calls = record.calls["samples", "sample"]
+    assert len(calls) == 3 and all(torch.equal(asked.noise, calls[0][0].noise) for asked, _ in calls)
+    lines = [json.loads(line) for line in (record.folder / "rollouts.jsonl").read_text().splitlines()]
+    asked = [call for call in record.calls["samples", "predict"] if call[0][1] is not None]
+    assert len(asked) == 3 and len(lines) == 12
+    assert [call for call, _ in record.calls["samples", "acquire_rewards"]] == 3 * [(0.55, True, 0.2)]
+    for look, ((_, exclude), p) in enumerate(asked):
+        of = lines[4 * look : 4 * look + 4]
+        rollouts = calls[look][1]
+        assert exclude == [row["id"] for row in of]
+        for b, row in enumerate(of):
+            for g, one in enumerate(row["rollouts"]):
+                n = b * G + g
+                answered = data.answer_key(record.truth[row["id"]], one["response"]) is not None
+                assert one["response"] == rollouts.texts[n]
+                assert one["probability"] == pytest.approx(p[b, g].item() * answered, abs=1e-4)
+                assert one["truth"] == data.verify(record.truth[row["id"]], one["response"])
+                assert (one["length"], one["truncated"]) == (rollouts.mask[n].sum(), rollouts.truncated[n])
+            rewards = [one["reward"] for one in row["rollouts"]]
+            mean = sum(rewards) / G
+            assert [one["advantage"] for one in row["rollouts"]] == pytest.approx([r - mean for r in rewards], abs=1e-4)
+
+
+# --------------------------------------------------------------------------------------------- parts of a run
+
+
+def test_the_copy_that_samples_has_the_newest_weights_also_after_resume(quick, monkeypatch):
+    seen, step = [], train.train_step
+
+    def train_step(run, *rest):
+        pairs = zip(run.sampler.parameters(), run.model.parameters(), run.reference.parameters())
+        seen.append([all(torch.equal(copy, mine.bfloat16()) for copy, mine, _ in pairs),
+                     any((first != mine.bfloat16()).any() for _, mine, first in pairs),
+                     {weight.dtype for weight in run.model.parameters()}])
+        return step(run, *rest)
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    config = quick(mode="oracle", precision="bf16", steps=2, learning_rate=1e-2, batch_size=6)
+    train.train(config)
+    train.train(settings.parse(["--resume", config.output_dir, "--steps", "3"], train.Config, {"train": ""})[1])
+    assert [same for same, _, _ in seen] == 3 * [True] and {torch.float32} == set.union(*(kind for *_, kind in seen))
+
+
+class Two:
+    """A process of two, as far as gather and share look; the other one gathers what it is told."""
+
+    def __init__(self, monkeypatch, rank, others):
+        self.accelerator = SimpleNamespace(num_processes=2, process_index=rank, is_main_process=rank == 0)
+        self.device = "cpu"
+        monkeypatch.setattr("accelerate.utils.gather_object",
+                            lambda mine: [*mine, others] if rank == 0 else [others, *mine])
+
+
+def test_rows_of_two_processes_come_back_in_the_order_of_one(monkeypatch):
+    rows = list("abcde")
+    parts = [processes.share(Two(monkeypatch, rank, []), rows) for rank in (0, 1)]
+    assert parts == [["a", "c", "e"], ["b", "d"]]
+    for rank in (0, 1):
+        assert processes.gather(Two(monkeypatch, rank, parts[1 - rank]), parts[rank]) == rows
+
+
+def test_rows_of_all_processes_join_the_memory(monkeypatch):
+    one, two, three = (torch.full((2,), float(n)) for n in (1, 2, 3))
+    run, joined = Two(monkeypatch, 1, [("a", one), None]), []
+    run.memory = SimpleNamespace(remember=lambda ids, *columns: joined.append((ids, *columns)))
+    processes.join(run, [("b", two), ("c", three)])
+    assert joined[0][0] == ["a", "b", "c"] and joined[0][1].tolist() == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_a_tally_counts_by_its_threshold_from_where_it_is_told():
+    tally = Tally(0.7)
+    tally.extend([(0.9, 0.0), (0.6, 0.0), (0.65, 1.0), (0.8, 1.0)])
+    assert (tally.metrics()["accuracy"], tally.metrics()["right"]) == (0.5, 0.5)
+    found = tally.metrics(1)
+    assert found["accuracy"] == pytest.approx(2 / 3) and found["right"] == pytest.approx(2 / 3)
+    assert (found["precision"], found["recall"], found["fp_rate"], found["rollouts"]) == (1.0, 0.5, 0.0, 3)
+    drift = Drift([], train.Config(threshold=0.7))
+    drift.extend([(0.6, 0.0, "a"), (0.6, 1.0, "a"), (0.9, 1.0, "b"), (0.6, 1.0, "b")])
+    assert drift.right(0) == {"a": 0.5, "b": 0.5} and drift.right(0, 3) == {"a": 0.5, "b": 1.0}
+    assert drift.right(3) == {"b": 0.0}
+
+
+@pytest.mark.parametrize("fraction, count", [(0.1, 2), (0.25, 5), (0.0, 0)])
+def test_the_drift_slice_is_drawn_by_the_seed_from_all_labelled_queries(fraction, count):
+    tasks = [data.Task(str(i), "d", "math", f"{i}?", answer="1") for i in range(20)]
+    slices = [Drift(tasks, train.Config(drift_fraction=fraction, seed=seed)).ids for seed in (0, 0, *range(1, 40))]
+    assert slices[0] == slices[1] and all(len(ids) == count for ids in slices)
+    assert len(set.union(*slices)) == 20 * (count > 0)
+
+
+def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
+    """Four groups, of which the second and the fourth have a hidden label; the last one nobody knows."""
+    whole = [data.Task(str(i), "d", "math", "?", answer=str(i)) for i in range(4)] + [data.Task("4", "d", "math", "?")]
+    shown = [copy.copy(whole[0]), data.Task("1", "d", "math", "?"), copy.copy(whole[2]), data.Task("3", "d", "math", "?"),
+             whole[4]]
+    texts = [f"#### {answer}" for answer in (0, 0, 1, 5, 2, 2, 5, 3, 4, 4)]
+    asked = []
+
+    def predict(*groups, exclude):
+        asked.append(groups[0].flatten().tolist())
+        return torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+    from gnn import Groups
+
+    nodes = Groups(torch.arange(5.0)[:, None], *torch.zeros(3, 5, 2, 1))
+    experience = SimpleNamespace(tasks=shown, rollouts=SimpleNamespace(texts=texts), groups=nodes,
+                                 keys=[["x", "x"], ["x", None], ["x", "x"], ["x", "x"], ["x", "x"]])
+    run = SimpleNamespace(config=SimpleNamespace(group_size=2), memory=SimpleNamespace(predict=predict),
+                          accelerator=SimpleNamespace(num_processes=1))
+    audit = Audit(whole, 0.5)
+    audit.add(run, experience)
+    assert asked == [[1.0, 3.0]]
+    assert audit.probabilities == pytest.approx([0.9, 0.0, 0.2, 0.8]) and audit.rewards == [1, 0, 0, 1]
+
+
+def test_dropout_of_a_model_is_off_whatever_its_folder_says(tmp_path):
+    from tiny import make_model, make_tokenizer
+
+    model = make_model("gpt2")
+    model.config.resid_pdrop = model.config.embd_pdrop = model.config.attn_pdrop = 0.5
+    model.save_pretrained(tmp_path), make_tokenizer().save_pretrained(tmp_path)
+    model = runs.load_policy(train.Config(model=str(tmp_path)), torch.float32)[0].train()
+    ids = torch.tensor([[4, 5, 6]])
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "config.json"
+    runs.write_json(file, {"steps": 1})
+    write = type(file).write_text
+
+    def half(path, text, *rest):
+        write(path, text[: len(text) // 2], *rest)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(file), "write_text", half)
+    with pytest.raises(OSError):
+        runs.write_json(file, {"steps": 2})
+    assert json.loads(file.read_text()) == {"steps": 1}
+
+
+def test_averages_weight_tasks_and_their_errors_are_of_the_mean():
+    """Two sets in domain, of four tasks and of two, one outside; standard errors: deviation / root of the count."""
+    names = ("a",) * 4 + ("b",) * 2 + ("o",)
+    found = evaluation.averages(names, {"greedy": (1, 1, 0, 0, 1, 1, 0.5)}, {"o"}, True)
+    assert found["tasks"] == {"a": 4, "b": 2, "o": 1, "all": 6, "out of domain": 1}
+    assert found["greedy"] == pytest.approx(
+        {"a": 0.5, "b": 1.0, "o": 0.5, "all": 4 / 6, "out of domain": 0.5, "all, mean of sets": 0.75})
+    assert found["errors"]["greedy"] == pytest.approx(
+        {"a": (1 / 3) ** 0.5 / 2, "b": 0.0, "all": (4 / 15) ** 0.5 / 6**0.5})
