@@ -4,9 +4,9 @@
     python tests/mutants.py gnn grpo            # those of gnn.py and grpo.py
     python tests/mutants.py lab/log.py:284      # one, by its line
 
-A temporary copy of the project is changed, and the tests that matter for the file run on it up to the first that
-fails. The unchanged copy must pass first: otherwise a failure would say nothing. Linux and macOS only: each try is
-a fork of one process that has torch imported already.
+A temporary copy of the project is changed, and the tests that matter for the file run on it up to the first
+that fails. The unchanged copy must pass first: otherwise a failure would say nothing. Linux and macOS only:
+each try is a fork of one process that has torch imported already.
 """
 
 import json
@@ -33,7 +33,7 @@ def line_of(file: str, old: str) -> int:
 
 
 class QuickFirst:
-    """A plugin of pytest: of a file's tests the quickest come first, by `seconds`, to which it adds its own."""
+    """A plugin of pytest: a file's quickest tests come first, by `seconds`, to which it adds its own."""
 
     def __init__(self, seconds: dict[str, float]):
         self.seconds = seconds
@@ -89,17 +89,18 @@ def passes(copy: Path, tests: list[str], limit: float) -> tuple[bool, str]:
 
 
 def limits(copy: Path, files: list[str]) -> dict[str, float]:
-    """For each file how long its tests may take: thrice as long as without any mistake, where all must pass."""
+    """Seconds for the tests of each file: three times as long as without a mistake, where all must pass."""
     fine, why = passes(copy, list(dict.fromkeys(test for file in files for test in TABLE[file][0])), 3600)
     if not fine:
         raise SystemExit(f"a test fails without any mistake: {why}")
     seconds = json.loads(copy.with_name("seconds.json").read_text())
-    return {file: 60 + 3 * sum(time for test, time in seconds.items() if test.split("::")[0] in TABLE[file][0])
-            for file in files}
+    taken = {file: sum(took for test, took in seconds.items() if test.split("::")[0] in TABLE[file][0])
+             for file in files}
+    return {file: 60 + 3 * took for file, took in taken.items()}
 
 
 def main(names: list[str]) -> None:
-    """Try the mutants of the files (or lines) that are named, print the score of each file and what survived."""
+    """Try the mutants of the files or lines that are named; print the score by file and what survived."""
     import accelerate  # noqa: F401  so that no try imports it anew
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 

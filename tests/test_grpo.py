@@ -549,8 +549,8 @@ def test_the_mismatch_is_how_far_sampled_log_probabilities_lie_from_the_trained_
 
 
 class Twins:
-    """One of two processes that hold the same rows, as accelerate would show it: a sum doubles, and the mean of
-    both gradients is one's own. Notes in which passes gradients are exchanged."""
+    """One of two processes that hold the same rows, as accelerate would show it: a sum doubles, and the mean
+    of both gradients is one's own. Notes in which passes gradients are exchanged."""
 
     num_processes = 2
 
@@ -586,7 +586,8 @@ class Twins:
 @pytest.mark.parametrize("norm", ["sequence", "token", "constant"])
 def test_two_processes_with_the_same_rows_take_the_step_of_one(norm):
     model, rollouts, advantages, ref = make_batch()
-    twins, settings = Twins(), dict(lr=1.0, loss_norm=norm, kl_coef=0.5, micro_batch_size=7, updates_per_batch=2)
+    settings = dict(lr=1.0, loss_norm=norm, kl_coef=0.5, micro_batch_size=7, updates_per_batch=2)
+    twins = Twins()
     alone, one = learn(model, rollouts, advantages, ref, **settings)
     both, two = learn(model, rollouts, advantages, ref, accelerator=twins, **settings)
     for p, q in zip(alone.parameters(), both.parameters()):

@@ -62,9 +62,9 @@ def test_queries_are_embedded_in_the_order_of_the_tasks(encoder):
         if encoder == "hash":
             expected = hash_group(tasks[row].question, tasks[row].choices or (), [("", "")])[0]
         else:
-            ids = run.tokenizer(run.render(tasks[row]), add_special_tokens=False, return_tensors="pt").input_ids
+            ids = run.tokenizer(run.render(tasks[row]), add_special_tokens=False).input_ids
             with torch.no_grad():
-                states = run.reference(ids, output_hidden_states=True).hidden_states[-1][0]
+                states = run.reference(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
             expected = torch.nn.functional.normalize(states.mean(0), dim=0)
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=0)
 

@@ -221,7 +221,8 @@ def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
         if not fit_first:
             each.fit(seed=3)
     assert torch.equal(memory.predict(*new), loaded.predict(*new)) and loaded.ids == memory.ids
-    for other in ({"gnn_hidden": 8}, {"gnn": "gcn"}, {"gnn": "paper"}, {"gnn_networks": 3}, {"gnn_layers": 1}):
+    for other in ({"gnn_hidden": 8}, {"gnn": "gcn"}, {"gnn": "paper"}, {"gnn_networks": 3},
+                  {"gnn_layers": 1}):
         with pytest.raises(ValueError, match="its gnn, gnn_networks, gnn_hidden, gnn_layers are"):
             ExperienceMemory(config(**other)).load(path)
 

@@ -39,10 +39,12 @@ def test_hash_encoder_sees_the_same_reasoning_about_other_numbers():
 
 def test_nodes_are_of_the_question_with_its_choices_and_of_each_rollout():
     queries, thinkings, answers = hash_encoder(TASKS, ROLLOUTS)
-    parts = [("3 * 12 = 36\n", "36"), ("3 + 12 = 15\n", "15")], [("5 * 7 = 35\n", "35"), ("5 + 7 = 12\n", "12")], [
-        ("Fire\n", "B"), ("Ice\n", "A")]
+    parts = [[("3 * 12 = 36\n", "36"), ("3 + 12 = 15\n", "15")],
+             [("5 * 7 = 35\n", "35"), ("5 + 7 = 12\n", "12")],
+             [("Fire\n", "B"), ("Ice\n", "A")]]
     for b, task in enumerate(TASKS):
-        for mine, theirs in zip((queries, thinkings, answers), hash_group(task.question, task.choices or (), parts[b])):
+        expected = hash_group(task.question, task.choices or (), parts[b])
+        for mine, theirs in zip((queries, thinkings, answers), expected):
             assert torch.equal(mine[b], theirs)
     other = [Task("c", "d", "qa", "Which is warm?", choices=("snow", "sun"))]
     assert not torch.equal(hash_encoder(other, SimpleNamespace(texts=TEXTS[4:]))[0][0], queries[2])

@@ -1,32 +1,35 @@
-"""One small run, step by step: what each part was called with, against numbers worked out here from the tasks, the
-responses and a policy that was never trained. Its settings are none of the defaults, so that one that is forgotten
-shows."""
+"""One small run, step by step: what each part was called with, against numbers worked out here from the
+tasks, the responses and a policy that was never trained. Its settings are none of the defaults, so that one
+that is forgotten shows."""
 
-import copy
+import dataclasses
 import json
 from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import make_model, make_tokenizer
 
 import data
 import grpo
 import memreward
 import train
+from gnn import Groups
 from lab import evaluate as evaluation
 from lab import processes, runs, samples, settings
 from lab.log import Audit, Drift, Tally
 from support.encoders import hash_group
 
 G, LENGTH, SEED, STEPS, TASKS = 4, 26, 8, 4, 30
-UPDATE = dict(temperature=0.8, clip_low=0.1, clip_high=0.3, kl_coef=0.05, loss_norm="token", updates_per_batch=2,
-              micro_batch_size=7, max_grad_norm=0.5)
+UPDATE = dict(temperature=0.8, clip_low=0.1, clip_high=0.3, kl_coef=0.05, loss_norm="token",
+              updates_per_batch=2, micro_batch_size=7, max_grad_norm=0.5)
 SETTINGS = dict(
-    **UPDATE, seed=SEED, steps=STEPS, batch_size=6, group_size=G, max_response_length=LENGTH, train_tasks=TASKS,
-    label_ratio=0.4, drift_fraction=0.25, test_tasks=9, ood="world_ood", eval_samples=2, eval_every=3,
-    learning_rate=1e-3, lr_warmup=3, threshold=0.55, reward="soft", abstain=0.2, advantage_norm="none", mask_truncated=True,
-    memory="refit", refit_every=2, features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5)
+    **UPDATE, seed=SEED, steps=STEPS, batch_size=6, group_size=G, max_response_length=LENGTH,
+    train_tasks=TASKS, label_ratio=0.4, drift_fraction=0.25, test_tasks=9, ood="world_ood", eval_samples=2,
+    eval_every=3, learning_rate=1e-3, lr_warmup=3, threshold=0.55, reward="soft", abstain=0.2,
+    advantage_norm="none", mask_truncated=True, memory="refit", refit_every=2,
+    features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5)
 
 
 def fingerprint(model):
@@ -42,8 +45,8 @@ def rendered(tasks):
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
-    """A run, and all calls of its parts by the stage in which they were made: "warm-up", "evaluate", "samples",
-    or the number of the step."""
+    """A run, and all calls of its parts by the stage in which they were made: "warm-up", "evaluate",
+    "samples", or the number of the step."""
     calls, stage = defaultdict(list), ["warm-up"]
     patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("steps") / "run"
 
@@ -70,16 +73,18 @@ def record(tmp_path_factory):
 
         patch.setattr(place, name, call)
 
-    note(grpo, "sample", lambda model, tokenizer, prompts, size, length, temperature, noise, *rest: SimpleNamespace(
-        weights=fingerprint(model), prompts=prompts, size=size, temperature=temperature, noise=noise))
+    note(grpo, "sample", lambda model, tokenizer, prompts, size, length, temperature, noise, *rest:
+         SimpleNamespace(weights=fingerprint(model), prompts=prompts, size=size, temperature=temperature,
+                         noise=noise))
     note(grpo, "policy_update", lambda model, optimizer, accelerator, rollouts, advantages, ref, **more:
-         SimpleNamespace(rollouts=rollouts, advantages=advantages, ref=ref, settings=more, weights=fingerprint(model),
-                         group=dict(optimizer.param_groups[0])))
+         SimpleNamespace(rollouts=rollouts, advantages=advantages, ref=ref, settings=more,
+                         weights=fingerprint(model), group=dict(optimizer.param_groups[0])))
     note(memreward, "acquire_rewards", lambda tasks, texts, memory, groups, keys, threshold=0.5, soft=False,
          abstain=0.0, lap=None: (threshold, soft, abstain))
     note(memreward.ExperienceMemory, "predict", lambda memory, *groups, exclude=None: (groups, exclude))
     note(memreward.ExperienceMemory, "remember", lambda memory, ids, *parts: (ids, *parts))
-    note(memreward.ExperienceMemory, "fit", lambda memory, seed, without=(): (seed, set(without), len(memory)))
+    note(memreward.ExperienceMemory, "fit",
+         lambda memory, seed, without=(): (seed, set(without), len(memory)))
     within(train, "train_step", lambda run, visits, step, *rest: step)
     within(train, "evaluate", lambda *rest: "evaluate")
     within(samples.Samples, "rows", lambda *rest: "samples")
@@ -87,7 +92,7 @@ def record(tmp_path_factory):
     everything = data.load_tasks("world", "train", TASKS, SEED)
     tokenizer = runs.load_policy(train.Config(), torch.float32)[1]
     of_all = everything + data.load_tasks("world", "test", 9) + data.load_tasks("world_ood", "test", 9)
-    longest = max(len(tokenizer(prompt).input_ids) for prompt in rendered(of_all))  # which must still be taken
+    longest = max(len(tokenizer(prompt).input_ids) for prompt in rendered(of_all))  # which is still taken
     config = train.Config(**SETTINGS, max_prompt_length=longest, output_dir=str(folder))
     results = train.train(config)
     patch.undo()
@@ -95,8 +100,8 @@ def record(tmp_path_factory):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = {line["step"]: line for line in lines if "loss" in line}
     return SimpleNamespace(calls=calls, config=config, results=results, truth={t.id: t for t in everything},
-                           labelled=[t.id for t in kept if t.labelled], task_of=rendered(kept), rows=rows, folder=folder,
-                           lines=lines)
+                           labelled=[t.id for t in kept if t.labelled], task_of=rendered(kept), rows=rows,
+                           folder=folder, lines=lines)
 
 
 @pytest.fixture(scope="module")
@@ -106,19 +111,21 @@ def first_policy():
 
 
 def step_of(record, step):
-    """What a step sampled: its tasks, their responses (B, G), answers' keys, true rewards (B, G), and the calls."""
+    """What a step sampled: its tasks, their responses (B, G), answers' keys and true rewards, the calls."""
     (asked, rollouts), = record.calls[step, "sample"]
     tasks = [record.task_of[prompt] for prompt in asked.prompts]
     texts = [rollouts.texts[b * G : (b + 1) * G] for b in range(len(tasks))]
-    keys = [[data.answer_key(task, text) for text in group] for task, group in zip(tasks, texts)]
-    truth = [[data.verify(record.truth[task.id], text) for text in group] for task, group in zip(tasks, texts)]
+    pairs = list(zip(tasks, texts))
+    keys = [[data.answer_key(task, text) for text in group] for task, group in pairs]
+    truth = [[data.verify(record.truth[task.id], text) for text in group] for task, group in pairs]
     return SimpleNamespace(asked=asked, rollouts=rollouts, tasks=tasks, texts=texts, keys=keys,
                            truth=torch.tensor(truth), update=record.calls[step, "policy_update"][0][0])
 
 
 def believed(record, step, found):
     """Probabilities of the unlabelled groups as the step first heard them, 0 where there is no answer."""
-    answered = [[key is not None for key in keys] for task, keys in zip(found.tasks, found.keys) if not task.labelled]
+    answered = [[key is not None for key in keys]
+                for task, keys in zip(found.tasks, found.keys) if not task.labelled]
     return record.calls[step, "predict"][0][1] * torch.tensor(answered)
 
 
@@ -151,7 +158,8 @@ def test_the_newest_policy_samples_with_noise_of_its_own(record, step):
 def test_the_reference_is_the_first_policy_at_the_sampling_temperature(record, first_policy, step):
     found = step_of(record, step)
     with torch.no_grad():
-        expected = grpo.token_logprobs(first_policy, found.rollouts.ids, found.rollouts.attention_mask, LENGTH, 0.8)
+        expected = grpo.token_logprobs(
+            first_policy, found.rollouts.ids, found.rollouts.attention_mask, LENGTH, 0.8)
     torch.testing.assert_close(found.update.ref, expected, atol=1e-4, rtol=0)
     assert found.update.rollouts is found.rollouts
 
@@ -163,7 +171,8 @@ def test_the_memory_is_asked_about_the_unlabelled_groups_alone(record, first_pol
     rows = [b for b, task in enumerate(found.tasks) if not task.labelled]
     assert exclude is None and len(groups[0]) == len(rows)
     with torch.no_grad():
-        logprobs = grpo.token_logprobs(first_policy, found.rollouts.ids, found.rollouts.attention_mask, LENGTH)
+        logprobs = grpo.token_logprobs(
+            first_policy, found.rollouts.ids, found.rollouts.attention_mask, LENGTH)
     confidence = (logprobs.sum(1) / found.rollouts.mask.sum(1)).view(-1, G)
     for n, b in enumerate(rows):
         task, keys = found.tasks[b], found.keys[b]
@@ -171,7 +180,8 @@ def test_the_memory_is_asked_about_the_unlabelled_groups_alone(record, first_pol
         for mine, theirs in zip(groups, hash_group(task.question, task.choices or (), parts)):
             torch.testing.assert_close(mine[n], theirs)
         agreement = torch.tensor([0.0 if key is None else keys.count(key) / G for key in keys])
-        torch.testing.assert_close(groups[3][n], torch.stack([agreement, confidence[b]], 1), atol=1e-4, rtol=0)
+        features = torch.stack([agreement, confidence[b]], 1)
+        torch.testing.assert_close(groups[3][n], features, atol=1e-4, rtol=0)
 
 
 @EVERY_STEP
@@ -198,7 +208,7 @@ def test_rewards_become_advantages(record, step):
 
 
 def test_the_run_met_all_that_these_tests_look_at(record):
-    """Responses that were cut off, groups with and without signal, and groups of which the memory was unsure."""
+    """Responses that were cut off, groups with and without signal, groups of which the memory was unsure."""
     cut = torch.cat([step_of(record, step).rollouts.truncated for step in range(1, STEPS + 1)])
     assert 0 < cut.sum() < len(cut)
     rows = record.rows.values()
@@ -221,13 +231,14 @@ def audit_of(record, steps):
     for step in steps:
         found = step_of(record, step)
         truth = found.truth[torch.tensor([not task.labelled for task in found.tasks])]
-        pairs += zip((believed(record, step, found) > 0.55).flatten().tolist(), (truth > 0.5).flatten().tolist())
+        guess = believed(record, step, found) > 0.55
+        pairs += zip(guess.flatten().tolist(), (truth > 0.5).flatten().tolist())
     return pairs
 
 
 @pytest.mark.parametrize("steps, row, name", [
-    ([1], "step 1", "audit/"), ([3], "step 3", "audit/"), ([4], "step 4", "audit/"), ([1, 2, 3], "look 3", "audit_since/"),
-    ([4], "look 4", "audit_since/"), ([1, 2, 3, 4], "results", "")])
+    ([1], "step 1", "audit/"), ([3], "step 3", "audit/"), ([4], "step 4", "audit/"),
+    ([1, 2, 3], "look 3", "audit_since/"), ([4], "look 4", "audit_since/"), ([1, 2, 3, 4], "results", "")])
 def test_the_audit_is_what_the_hidden_labels_say(record, steps, row, name):
     pairs = audit_of(record, steps)
     told = record.results["audit"] if row == "results" else next(
@@ -343,7 +354,8 @@ def test_what_is_shown_is_drawn_with_one_noise_and_judged_without_itself(record)
                 assert (one["length"], one["truncated"]) == (rollouts.mask[n].sum(), rollouts.truncated[n])
             rewards = [one["reward"] for one in row["rollouts"]]
             mean = sum(rewards) / G
-            assert [one["advantage"] for one in row["rollouts"]] == pytest.approx([r - mean for r in rewards], abs=1e-4)
+            told = [one["advantage"] for one in row["rollouts"]]
+            assert told == pytest.approx([reward - mean for reward in rewards], abs=1e-4)
 
 
 # --------------------------------------------------------------------------------------------- parts of a run
@@ -362,8 +374,12 @@ def test_the_copy_that_samples_has_the_newest_weights_also_after_resume(quick, m
     monkeypatch.setattr(train, "train_step", train_step)
     config = quick(mode="oracle", precision="bf16", steps=2, learning_rate=1e-2, batch_size=6)
     train.train(config)
-    train.train(settings.parse(["--resume", config.output_dir, "--steps", "3"], train.Config, {"train": ""})[1])
-    assert [same for same, _, _ in seen] == 3 * [True] and {torch.float32} == set.union(*(kind for *_, kind in seen))
+    go_on = ["--resume", config.output_dir, "--steps", "3"]
+    train.train(settings.parse(go_on, train.Config, {"train": ""})[1])
+    same, moved, kinds = zip(*seen)
+    assert same == (True, True, True) and moved[2] and set.union(*kinds) == {torch.float32}
+    lines = [json.loads(line) for line in open(f"{config.output_dir}/metrics.jsonl")]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
 
 
 class Two:
@@ -408,24 +424,23 @@ def test_a_tally_counts_by_its_threshold_from_where_it_is_told():
 @pytest.mark.parametrize("fraction, count", [(0.1, 2), (0.25, 5), (0.0, 0)])
 def test_the_drift_slice_is_drawn_by_the_seed_from_all_labelled_queries(fraction, count):
     tasks = [data.Task(str(i), "d", "math", f"{i}?", answer="1") for i in range(20)]
-    slices = [Drift(tasks, train.Config(drift_fraction=fraction, seed=seed)).ids for seed in (0, 0, *range(1, 40))]
+    slices = [Drift(tasks, train.Config(drift_fraction=fraction, seed=seed)).ids
+              for seed in (0, 0, *range(1, 40))]
     assert slices[0] == slices[1] and all(len(ids) == count for ids in slices)
     assert len(set.union(*slices)) == 20 * (count > 0)
 
 
 def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     """Four groups, of which the second and the fourth have a hidden label; the last one nobody knows."""
-    whole = [data.Task(str(i), "d", "math", "?", answer=str(i)) for i in range(4)] + [data.Task("4", "d", "math", "?")]
-    shown = [copy.copy(whole[0]), data.Task("1", "d", "math", "?"), copy.copy(whole[2]), data.Task("3", "d", "math", "?"),
-             whole[4]]
+    bare = [data.Task(str(i), "d", "math", "?") for i in range(5)]
+    whole = [dataclasses.replace(task, answer=task.id) for task in bare[:4]] + bare[4:]
+    shown = [whole[0], bare[1], whole[2], bare[3], bare[4]]
     texts = [f"#### {answer}" for answer in (0, 0, 1, 5, 2, 2, 5, 3, 4, 4)]
     asked = []
 
     def predict(*groups, exclude):
         asked.append(groups[0].flatten().tolist())
         return torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-
-    from gnn import Groups
 
     nodes = Groups(torch.arange(5.0)[:, None], *torch.zeros(3, 5, 2, 1))
     experience = SimpleNamespace(tasks=shown, rollouts=SimpleNamespace(texts=texts), groups=nodes,
@@ -438,9 +453,18 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     assert audit.probabilities == pytest.approx([0.9, 0.0, 0.2, 0.8]) and audit.rewards == [1, 0, 0, 1]
 
 
-def test_dropout_of_a_model_is_off_whatever_its_folder_says(tmp_path):
-    from tiny import make_model, make_tokenizer
+def test_the_seed_decides_which_tasks_are_shown():
+    tasks = [data.Task(str(i), "d", "math", "?", answer="1" if i < 20 else None) for i in range(40)]
 
+    def shown(seed):
+        run = SimpleNamespace(config=train.Config(seed=seed))
+        return [task.id for task in samples.Samples(run, tasks, None, None).tasks]
+
+    assert shown(0) == shown(0) and [int(name) < 20 for name in shown(0)] == [True, True, False, False]
+    assert len({tuple(shown(seed)) for seed in range(5)}) > 1
+
+
+def test_dropout_of_a_model_is_off_whatever_its_folder_says(tmp_path):
     model = make_model("gpt2")
     model.config.resid_pdrop = model.config.embd_pdrop = model.config.attn_pdrop = 0.5
     model.save_pretrained(tmp_path), make_tokenizer().save_pretrained(tmp_path)
@@ -465,7 +489,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_averages_weight_tasks_and_their_errors_are_of_the_mean():
-    """Two sets in domain, of four tasks and of two, one outside; standard errors: deviation / root of the count."""
+    """Two sets in domain, of four tasks and of two, one outside; an error is deviation / root of count."""
     names = ("a",) * 4 + ("b",) * 2 + ("o",)
     found = evaluation.averages(names, {"greedy": (1, 1, 0, 0, 1, 1, 0.5)}, {"o"}, True)
     assert found["tasks"] == {"a": 4, "b": 2, "o": 1, "all": 6, "out of domain": 1}
