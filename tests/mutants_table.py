@@ -84,7 +84,6 @@ TABLE = {
         ("itself = same_rollouts(groups)", "itself = None"),
         ("inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]",
             "inputs[folds != fold] = self._inputs(logits, groups)[folds != fold]"),
-        ("(folds >= 0) & (folds < len(self.models))", "folds >= 0"),
         ("self.config.neighbors, hidden, self._numbers(self.ids))", "self.config.neighbors, hidden)"),
         ("self._hidden(exclude))[0].sigmoid()", "self._hidden([None] * len(exclude)))[0].sigmoid()"),
         ("hidden = self._hidden([exclude])", "hidden = self._hidden([None])"),
@@ -93,7 +92,6 @@ TABLE = {
         ("self._network(len(self.models)).eval()", "self._network(len(self.models))"),
         ("F.normalize(part, dim=-1) for part in parts[:3]", "part for part in parts[:3]"),
         ("(task.question, task.choices or ())", "(task.question, ())"),
-        ("split_response(text, task.domain, task.choices)", "split_response(text, task.domain)"),
         ("(logprobs * mask).sum(1) / mask.sum(1).clamp(min=1)", "logprobs.mean(1)"),
         ("(sum(alike[g]) - 1) / max(len(keys) - 1, 1)", "sum(alike[g]) / len(keys)"),
         ("LETTERS[: len(task.choices or LETTERS)]", "LETTERS"),
@@ -110,7 +108,7 @@ TABLE = {
         ("[seed, step, crc32(key.encode()), g]", "[0, step, crc32(key.encode()), g]"),
         ("[seed, step, crc32(key.encode()), g]", "[seed, crc32(key.encode()), g]"),
         ("[seed, step, crc32(key.encode()), g]", "[seed, step, crc32(key.encode())]"),
-        ("crc32(key.encode()), g]", "hash(key) % 2**32, g]"),  # another in every process
+        ("crc32(key.encode()), g]", "abs(hash(key)), g]"),  # another in every process
         ("if temperature == 0:", "if False:"),
         ("chosen, chosen_logprobs, 1.0", "chosen, chosen_logprobs, (~torch.isin(chosen, ends)).float()"),
         ("mask.sum(1).long() - by_eos.long()", "mask.sum(1).long()"),
@@ -327,7 +325,7 @@ TABLE = {
         ("% len(SHARES)] != split", "% len(SHARES)] == split"),
         ('if cut and SHARES', 'if False and SHARES'),
         ('cut="original_id"', 'cut="instance"'),
-        (".shuffle(choices)", ".random()"),
+        ("random.Random(f\"gpqa {row['Record ID']}\").shuffle(choices)", "pass"),
         ('int(row["label"]) - 1', 'int(row["label"])'),
     ]),
     "support/jsonl.py": (["support/jsonl.py", "tests/test_world.py", "tests/test_benchmarks.py"], [

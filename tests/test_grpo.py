@@ -446,7 +446,7 @@ def make_batch():
     return model, rollouts, grpo.group_advantages(rewards).flatten(), ref
 
 
-def slow_gradients(model, rollouts, advantages, ref, norm, kl_coef, old=None):
+def slow_gradients(model, rollouts, advantages, ref, norm, kl_coef, old=None, clip=(0.2, 0.2)):
     """Of the loss as DeepSeekMath, DAPO and Dr. GRPO write it, one unpadded row at a time."""
     model = copy.deepcopy(model)
     n, length = rollouts.mask.shape
@@ -460,7 +460,8 @@ def slow_gradients(model, rollouts, advantages, ref, norm, kl_coef, old=None):
         d = ref[i, :tokens] - logprobs
         ratio = (logprobs - (logprobs.detach() if old is None else old[i, :tokens])).exp()
         a = advantages[i]
-        terms = kl_coef * (d.exp() - d - 1) - torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
+        clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
+        terms = kl_coef * (d.exp() - d - 1) - torch.minimum(ratio * a, clipped * a)
         loss = (
             loss
             + terms.sum()
@@ -524,13 +525,15 @@ def test_groups_without_signal_need_no_pass():
     assert metrics["ratio"] == metrics["entropy"] == 0  # no token was passed
 
 
-def test_two_updates_a_batch_keep_the_old_logprobs():
+@pytest.mark.parametrize("clip", [(0.2, 0.2), (0.05, 0.5)])
+def test_two_updates_a_batch_keep_the_old_logprobs(clip):
     model, rollouts, advantages, ref = make_batch()
     with torch.no_grad():
         old = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12, 0.7)
-    once, first = learn(model, rollouts, advantages, ref, lr=3.0, micro_batch_size=7)
-    twice, both = learn(model, rollouts, advantages, ref, lr=3.0, micro_batch_size=7, updates_per_batch=2)
-    _, gradients = slow_gradients(once, rollouts, advantages, ref, "sequence", 0.001, old)
+    settings = dict(lr=3.0, micro_batch_size=7, clip_low=clip[0], clip_high=clip[1])
+    once, first = learn(model, rollouts, advantages, ref, **settings)
+    twice, both = learn(model, rollouts, advantages, ref, **settings, updates_per_batch=2)
+    _, gradients = slow_gradients(once, rollouts, advantages, ref, "sequence", 0.001, old, clip)
     for p, q, g in zip(once.parameters(), twice.parameters(), gradients):
         torch.testing.assert_close(p - 3.0 * g, q, atol=1e-5, rtol=1e-4)
     assert first["clip_fraction"] == 0 < both["clip_fraction"] < 0.5 and abs(both["ratio"] - 1) > 1e-3

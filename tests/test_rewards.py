@@ -107,6 +107,23 @@ def test_policy_encoder_averages_the_right_tokens():
                                                                                   mean(*hidden[1, 4:8]))
 
 
+def test_policy_encoder_takes_each_prompt_once_and_leaves_out_the_tag_of_a_thought():
+    """Two tasks, two responses of three tokens each, whose texts begin with a tag that the prompt wrote."""
+    tasks = [Task("a", "d", "math", "?"), Task("b", "d", "math", "?")]
+    rollouts = SimpleNamespace(texts=["<think> x </think>#### 1"] * 4, mask=torch.ones(4, 3),
+                               attention_mask=torch.ones(4, 4))
+    hidden = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(0))
+
+    def tokenizer(text, **_):
+        return SimpleNamespace(input_ids=text.replace("</think>", " y ").split())
+
+    queries, thinkings, answers = make_encoder("policy", tokenizer)(tasks, rollouts, hidden)
+    assert torch.allclose(queries, F.normalize(hidden[[0, 2], 0], dim=-1))  # the prompt is one token
+    # "<think> x y #### 1" are five tokens, two more than were sampled; of "<think> x y" one is left
+    assert torch.allclose(thinkings.flatten(0, 1), F.normalize(hidden[:, 1], dim=-1))
+    assert torch.allclose(answers.flatten(0, 1), F.normalize(hidden[:, 2:].mean(1), dim=-1))
+
+
 @pytest.mark.parametrize("keys, winner", [(["1", "2", "2"], "2"), (["2", "1", "1", "2"], "2"),
                                           ([None, None, "3"], "3"), ([None, None], None), ([], None)])
 def test_majority(keys, winner):
@@ -209,6 +226,22 @@ def test_no_verifier_accepts_what_has_no_answer(domain, label, responses):
     task = Task("a", "d", domain, "?", choices=("x", "y") if domain == "qa" else None, **given)
     assert {answer_key(task, response) for response in responses} == {None}
     assert verify_batch([task] * len(responses), responses) == [0.0] * len(responses)
+
+
+def test_an_unlabelled_group_is_judged_by_its_own_nodes_and_answers():
+    """The second and the fourth of four groups have no label; the others have no answers."""
+    asked = []
+
+    def predict(*groups, exclude):
+        asked.append([part.flatten().tolist() for part in groups])
+        return torch.tensor([[0.9, 0.9], [0.1, 0.9]])
+
+    tasks = [Task(str(i), "d", "math", "?", answer=None if i % 2 else "1") for i in range(4)]
+    groups = Groups(torch.arange(4.0)[:, None], *(torch.arange(8.0).view(4, 2, 1) for _ in range(3)))
+    keys = [[None, None], ["1", "2"], [None, None], ["3", "1"]]
+    rewards, _ = acquire_rewards(tasks, ["?"] * 8, SimpleNamespace(predict=predict), groups, keys)
+    assert asked == [[[1, 3]] + 3 * [[2, 3, 6, 7]]]
+    assert rewards.tolist() == [[0, 0], [1, 1], [0, 0], [0, 1]]
 
 
 def test_soft_rewards_and_abstention():

@@ -491,6 +491,19 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert json.loads(file.read_text()) == {"steps": 1}
 
 
+def test_logs_are_cut_back_to_the_step_that_goes_on(tmp_path):
+    """After step 3 a run has written step 4, and half of what follows."""
+    run = SimpleNamespace(folder=tmp_path, config=train.Config(),
+                          accelerator=SimpleNamespace(is_main_process=True))
+    metrics = [{"step": step, "loss": 0.5} for step in range(1, 5)] + [{"step": 4, "test/greedy/all": 0.5}]
+    for name, rows in (("metrics.jsonl", metrics), ("rollouts.jsonl", [{"step": 3}, {"step": 4}])):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name).write_text(lines + '{"step": 3, "lo')
+    runs.cut_logs(run, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in metrics[:3])
+    assert (tmp_path / "rollouts.jsonl").read_text() == '{"step": 3}\n'
+
+
 def test_averages_weight_tasks_and_their_errors_are_of_the_mean():
     """Two sets in domain, of four tasks and of two, one outside; an error is deviation / root of count."""
     names = ("a",) * 4 + ("b",) * 2 + ("o",)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import zlib
 from collections import Counter
 
 import pytest
@@ -112,6 +113,30 @@ def test_hidden_labels_are_gone_and_prompts_do_not_tell():
     assert all(task.labelled for task in tasks), "hide_labels changed its input"
     with pytest.raises(ValueError, match="label"):
         verify(next(task for task in hidden if not task.labelled), "#### 1")
+
+
+def test_the_number_of_labels_is_rounded():
+    tasks = [Task(str(i), "d", "math", f"{i}?", answer="1") for i in range(13)]
+    assert sum(task.labelled for task in hide_labels(tasks, 0.2, 0)) == 3  # of 2.6
+    assert not Task("c", "d", "code", "?", answer="a reference solution is no test").labelled
+
+
+def test_rewards_of_programs_come_back_in_their_order():
+    task = Task("c", "d", "code", "Write f(x).", tests=("assert f(2) == 4",))
+    programs = [f"```python\ndef f(x):\n    return x + {i}\n```" for i in range(4)]
+    assert data.verify_batch([task] * 4, programs) == [0, 0, 1, 0]
+
+
+def test_a_thought_is_thinking():
+    parts = data.split_response("<think>a</think>b\n#### 4", "math")
+    assert parts == ("<think>a</think>b\n", "4")
+
+
+def test_the_world_is_the_same_in_every_process():
+    """Parts and ids are told by the CRC-32 of a question; Python's own hash is another in every process."""
+    for item in take("train", 0, 20):
+        checksum = zlib.crc32(item.task.question.encode())
+        assert checksum % 4 == 0 and item.task.id == f"world/train/{checksum:08x}"
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.5, float("nan")])
