@@ -1,6 +1,6 @@
 """The tests, proven: wrong versions of the project, one by one, each of which a test must notice.
 
-    python tests/mutants.py                     # all of tests/mutants_table.py, before a release: an hour
+    python tests/mutants.py                     # all of tests/mutants_table.py: before a release
     python tests/mutants.py gnn grpo            # those of gnn.py and grpo.py
     python tests/mutants.py lab/log.py:284      # one, by its line
 

@@ -18,7 +18,7 @@ import train
 from gnn import Groups
 from lab import evaluate as evaluation
 from lab import processes, runs, samples, settings
-from lab.log import Audit, Drift, Tally
+from lab.log import Audit, Drift, Log, Tally
 from support.encoders import hash_group
 
 G, LENGTH, SEED, STEPS, TASKS, TEST = 4, 26, 8, 4, 30, 6
@@ -301,9 +301,13 @@ def test_drift_hides_the_query_itself(record, step):
     assert record.rows[step]["drift/accuracy"] == pytest.approx(right)
 
 
-def test_the_drift_of_the_warm_up_stands_in_the_first_look(record):
-    warm = next(line for line in record.lines if "drift_since/rollouts" in line)
-    assert warm["step"] == 0 and warm["drift_since/rollouts"] == 3 * 2 * G
+def test_a_look_counts_the_drift_since_the_last_one(record):
+    """The first one that of the warm-up: three queries with two groups each."""
+    drift = record.calls["warm-up", "fit"][0][0][1]
+    visits = [sum(task.id in drift for task in step_of(record, step).tasks) for step in range(1, STEPS + 1)]
+    looks = {line["step"]: line.get("drift_since/rollouts", 0) for line in record.lines
+             if "test/greedy/all" in line}
+    assert looks == {0: 3 * 2 * G, 3: sum(visits[:3]) * G, 4: visits[3] * G} and sum(visits[:3])
 
 
 def test_evaluation_is_greedy_and_the_mean_of_samples_with_one_noise_for_all_seeds(record):
@@ -312,12 +316,14 @@ def test_evaluation_is_greedy_and_the_mean_of_samples_with_one_noise_for_all_see
     task_of = rendered(test + ood)
     assert len(calls) == 3 * 2 * 2  # at 0, 3 and 4; greedy and sampled; 12 tasks in batches of 8
     assert [(asked.size, asked.temperature) for asked, _ in calls] == [(1, 0.0), (2, 1.0)] * 6
+    weights = [asked.weights for asked, _ in calls]
+    assert weights[0] == step_of(record, 1).asked.weights and weights[4] == step_of(record, 4).asked.weights
+    assert weights[8] not in (weights[0], weights[4])
     scores = {"greedy": {}, "sampled": {}}
     for (asked, rollouts), kind in zip(calls[-4:], ["greedy", "sampled"] * 2):
         tasks = [task_of[prompt] for prompt in asked.prompts]
         noise = grpo.uniform_noise(0, 0, [task.id for task in tasks], asked.size, LENGTH)
         assert torch.equal(asked.noise, noise)
-        assert asked.weights != record.calls[STEPS, "policy_update"][0][0].weights  # after the last step
         for n, task in enumerate(tasks):
             texts = rollouts.texts[n * asked.size : (n + 1) * asked.size]
             scores[kind][task.id] = sum(data.verify(task, text) for text in texts) / asked.size
@@ -433,6 +439,19 @@ def test_the_drift_slice_is_drawn_by_the_seed_from_all_labelled_queries(fraction
     assert len(set.union(*slices)) == 20 * (count > 0)
 
 
+def test_the_epoch_that_was_kept_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    main = SimpleNamespace(is_main_process=True, log=lambda *rest, **more: None)
+    run_log = Log(SimpleNamespace(config=train.Config(), folder=tmp_path, accelerator=main), {})
+    losses = (0.7, 0.5, 0.6)
+    none = float("nan")
+    run_log.fits(2, [[{"epoch": n, "train_loss": loss, "val_loss": loss, "val_auc": none, "best": n == 1}
+                      for n, loss in enumerate(losses)]])
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    columns = {"train_loss": list(losses), "val_loss": list(losses), "val_auc": [None] * 3}
+    assert row == {"step": 2, "fits": [{**columns, "kept": 1}]}
+
+
 def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     """Four groups, of which the second and the fourth have a hidden label; the last one nobody knows."""
     bare = [data.Task(str(i), "d", "math", "?") for i in range(5)]
@@ -465,6 +484,22 @@ def test_the_seed_decides_which_tasks_are_shown():
 
     assert shown(0) == shown(0) and [int(name) < 20 for name in shown(0)] == [True, True, False, False]
     assert len({tuple(shown(seed)) for seed in range(5)}) > 1
+
+
+def test_a_shown_rollout_has_its_own_numbers():
+    """Two groups of two, rewarded by majority, of which a tie goes to the first."""
+    tasks = [data.Task("a", "d", "math", "?", answer="7"), data.Task("b", "d", "math", "?")]
+    rollouts = SimpleNamespace(texts=["#### 6", "#### 7", "#### 1", "#### 2"],
+                               truncated=torch.tensor([False, True, True, False]),
+                               mask=torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]))
+    experience = train.Experience(tasks, rollouts, [["6", "7"], ["1", "2"]])
+    run = SimpleNamespace(config=train.Config(mode="majority", group_size=2), memory=None, render=str)
+    truth = Audit([tasks[0], dataclasses.replace(tasks[1], answer="2")], 0.5)
+    shown = samples.Samples(run, tasks, truth, lambda *rest: experience)
+    columns = ("response", "answer", "reward", "truth", "length", "truncated")
+    found = [[tuple(one[name] for name in columns) for one in row["rollouts"]] for row in shown.rows(3)]
+    assert found == [[("#### 6", "6", 0, 0, 1, False), ("#### 7", "7", 1, 1, 2, True)],
+                     [("#### 1", "1", 1, 0, 3, True), ("#### 2", "2", 0, 1, 1, False)]]
 
 
 def test_dropout_of_a_model_is_off_whatever_its_folder_says(tmp_path):
