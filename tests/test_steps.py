@@ -417,6 +417,15 @@ def test_rows_of_all_processes_join_the_memory(monkeypatch):
     assert joined[0][0] == ["a", "b", "c"] and joined[0][1].tolist() == [[1, 1], [2, 2], [3, 3]]
 
 
+def test_the_memory_is_offered_labelled_groups_alone():
+    tasks = [data.Task("a", "d", "math", "?"), data.Task("b", "d", "math", "?", answer="1")]
+    groups = Groups(torch.arange(2.0)[:, None], *(torch.arange(4.0).view(2, 2, 1) for _ in range(3)))
+    rows = train.remember(None, SimpleNamespace(tasks=tasks, groups=groups), torch.tensor([[1.0, 0], [0, 1]]))
+    name, *parts = rows[1]
+    assert rows[0] is None and name == "b"
+    assert [part.flatten().tolist() for part in parts] == [[1], [2, 3], [2, 3], [2, 3], [0, 1]]
+
+
 def test_a_tally_counts_by_its_threshold_from_where_it_is_told():
     tally = Tally(0.7)
     tally.extend([(0.9, 0.0), (0.6, 0.0), (0.65, 1.0), (0.8, 1.0)])
