@@ -103,7 +103,9 @@ def limits(copy: Path, files: list[str]) -> dict[str, float]:
 def main(names: list[str]) -> None:
     """Try the mutants of the files or lines that are named; print the score by file and what survived."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "policy")  # whose code no try imports anew
     importlib.import_module("torch._dynamo")
     importlib.import_module("accelerate")
