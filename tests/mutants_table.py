@@ -236,11 +236,12 @@ TABLE = {
     "lab/evaluate.py": (["lab/evaluate.py", "tests/test_steps.py", "tests/test_train.py"], [
         ('("greedy", 1, 0.0)', '("greedy", 1, 1.0)'),
         ('config.eval_samples, 1.0)', 'config.eval_samples, config.temperature)'),
-        ("[sum(rewards[i : i + size]) / size for", "[max(rewards[i : i + size]) for"),  # pass@k
+        ("[sum(values[i : i + size]) / size for", "[max(values[i : i + size]) for"),  # pass@k
         ("uniform_noise(0, 0, [task.id", "uniform_noise(config.seed, 0, [task.id"),
         ("sample(run.policy,", "sample(run.reference,"),
-        ("verify_batch([task for task in some for _ in range(size)], texts)",
-            "verify_batch([task for _ in range(size) for task in some], texts)"),
+        ("asked = [task for task in some for _ in range(size)]",
+            "asked = [task for _ in range(size) for task in some]"),
+        ("float(key is not None) for key", "float(key is None) for key"),
         ("some = mine[first : first + BATCH]", "some = mine[:BATCH]"),
         ("set(names) - run.inside if several else set()", "set()"),
         ("[name for name in counts if name not in outside]", "list(counts)"),
@@ -342,9 +343,9 @@ TABLE = {
             "question for question, choices in questions"),
         ("np.where(code >> 31, 1.0, -1.0)", "np.where(code >> 31, 1.0, 1.0)"),
         ("(places >= skipped) & (places < lengths[:, None])", "places >= skipped"),
-        ("hidden[::size, :-length], rollouts.attention_mask[::size, :-length]",
-            "hidden[: len(questions), :-length], rollouts.attention_mask[: len(questions), :-length]"),
-        ("count = count - (tokens(rollouts.texts) - rollouts.mask.sum(1).long()).clamp(min=0)", "pass"),
+        ("hidden[::size, :-length], whole[::size, :-length]",
+            "hidden[: len(questions), :-length], whole[: len(questions), :-length]"),
+        ("count = count - (tokens(rollouts.texts) - mask.sum(1).long()).clamp(min=0)", "pass"),
         ("(is_thinking, ~is_thinking)", "(is_thinking, is_thinking | True)"),
     ]),
 }
