@@ -742,7 +742,7 @@ def test_the_solution_starts_from_nothing(monkeypatch, tmp_path):
 
 DEEP = """
 import os
-for i in range(3000):
+for i in range(2200):
     os.mkdir("0")
     os.chdir("0")
 os.mkdir("shut", 0)
@@ -753,7 +753,7 @@ os.mkdir("shut", 0)
 def test_deep_and_shut_folders_are_removed(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data.forget_server()
-    assert verify_code(DEEP + GOOD, ADD) == 1.0
+    assert verify_code(DEEP + GOOD, ADD, timeout=60.0) == 1.0  # on a busy machine, too
     assert list(tmp_path.iterdir()) == []
     data.forget_server()
 
