@@ -603,12 +603,13 @@ def _text(tokens: list[str]) -> str:
 
 
 NOTHING = Keys([])
+OPEN = re.compile(r"=[\s_?.$\\]*\Z")  # 40 + 60 = ___ repeats a question
 
 
 @lru_cache(maxsize=8192)
 def _keys(text: str) -> Keys:
     """The keys of a final answer; a list of answers has the key of their set."""
-    if len(text) > LONGEST_ANSWER:
+    if len(text) > LONGEST_ANSWER or OPEN.search(text):
         return NOTHING
     try:
         elements = [_element(part) for part in _split(_tokens(text), {",", ";", '"and', '"or'})[0] if part]
