@@ -150,7 +150,7 @@ def draw_run(run: Path) -> Path:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     panels = page(rows)
     check(panels, f"plot: {run} has no step yet")
-    figure, axes = new_figure(11, 8.5, 3, 3)
+    figure, axes = new_figure(9.6, 7.6, 3, 3)
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, (title, lines) in zip(axes, panels.items()):
@@ -163,7 +163,7 @@ def draw_run(run: Path) -> Path:
         axis.set_xlabel("epoch" if title == [*PAGE][-1] else "training step")
         axis.grid(alpha=0.3)
         if len(lines) > 1:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=9)
     figure.suptitle(run.name)
     return save(figure, run / "page.png")
 
