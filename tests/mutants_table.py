@@ -275,7 +275,7 @@ TABLE = {
     "lab/label_pick.py": (["tests/test_labels.py"], [
         ("[tasks[row].id for row in order]", "[task.id for task in tasks[: len(order)]]"),
         ("facility_location(embed_queries(run, tasks), budget)",
-            "facility_location(-embed_queries(run, tasks), budget)"),
+            "facility_location(embed_queries(run, tasks).flip(0), budget)"),
         ("some = tasks[first : first + size]", "some = tasks[first:size]"),
         ("run.encode(some, rollouts, hidden)[0]", "run.encode(some, rollouts, hidden)[1][:, 0]"),
         ('if run.config.encoder == "policy":', "if False:"),

@@ -512,6 +512,13 @@ def slow_pick(cosines, count, picked):
     return order
 
 
+def test_facility_location_never_picks_a_row_twice():
+    """The first of equal rows covers them all, so the others add nothing; they come all the same, once
+    each."""
+    order, added = facility_location(torch.ones(4, 3), 4)
+    assert order == [0, 1, 2, 3] and added == pytest.approx([1.0, 0.0, 0.0, 0.0], abs=1e-6)
+
+
 @pytest.mark.parametrize("block, picked", [(1024, []), (3, []), (7, [4, 11])])
 def test_facility_location_is_the_greedy_search(block, picked):
     x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1))
