@@ -312,6 +312,12 @@ def test_rows_without_a_usable_answer_are_counted(hub):
     assert [task.answer for task in train] == ["-5", "B", "7"]
 
 
+def test_two_letters_are_no_usable_answer():
+    rows = [Task(answer, "set", "qa", f"{answer}?", ("ice", "wood"), answer) for answer in ("B", "A or B")]
+    dropped = Counter()
+    assert [row.id for row in data._fresh(rows, {}, dropped)] == ["B"] and dropped == {"no usable answer": 1}
+
+
 def test_nested_rows_of_mmlu(hub):
     row = ROWS["mmlu"][0]
     hub("mmlu", {"auxiliary_train": [{"train": row}], "test": [{**row, "question": "another"}]})
