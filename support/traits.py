@@ -3,6 +3,7 @@
     takes_padding(model)    may prompts of different lengths be decoded together, padded on the left?
     after_head(model)       what does it do to logits behind the output head (scaling, soft-capping)?
     position_limit(model)   how many tokens may a row have?
+    last_logits(model)      can it be asked for the logits of the last token alone?
     windows(config)         how far do its sliding windows and chunks reach?
     without_noise(config)   the configuration without dropout and without noise in routers
 

@@ -506,7 +506,7 @@ if __name__ == "__main__":
         parser.add_argument("--rounds", type=int, default=5, help="run, processes: how often each")
         given, flags = parser.parse_known_args()
         if unknown := [name for name in given.parts if name not in (*PARTS, *WHOLE)]:
-            sys.exit(f"bench.py: no part {unknown[0]!r}; there are {', '.join([*PARTS, *WHOLE])}")
+            sys.exit(f"bench.py: no part {unknown[0]!r}; there are {', '.join([*PARTS, *WHOLE, 'gpu'])}")
         for name in given.parts or PARTS:
             if name in WHOLE:
                 WHOLE[name](given.against, given.rounds, *flags)

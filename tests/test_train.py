@@ -121,6 +121,25 @@ def test_compare_skips_what_is_finished_and_prints_the_table(quick, tmp_path, ca
         compare.compare(quick(output_dir=str(tmp_path / "all"), steps=2), train.train)
 
 
+def test_compare_begins_at_its_seed_and_names_runs_by_ratio_and_pick(quick, tmp_path):
+    begun, score = [], {"greedy": {"all": 0.5}}
+
+    def run(config, before):
+        folder = Path(config.output_dir)
+        begun.append((folder.name, config.seed, config.label_pick, before))
+        folder.mkdir(parents=True)
+        result = {"before": {"step": 0, **score}, "after": score, "labels_used": 1, "labels_available": 5}
+        (folder / "results.json").write_text(json.dumps(result | {"audit": {}, "seed": config.seed}))
+
+    config = quick(output_dir=str(tmp_path / "all"), seed=3, seeds=2, variants="r1p 0.1 coverage")
+    compare.compare(config, run)
+    names = ["r1p-0.2", "majority-0.2", "memreward-0.2", "oracle-1.0", "r1p-0.1-coverage"]
+    assert [name for name, *_ in begun] == [f"{name}-{seed}" for seed in (3, 4) for name in names]
+    assert [seed for _, seed, *_ in begun] == [3] * 5 + [4] * 5
+    assert {pick for name, _, pick, _ in begun if "coverage" in name} == {"coverage"}
+    assert [before for *_, before in begun] == [None] + [score] * 9  # the first run's, of the same policy
+
+
 def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
     """Four committed runs of an older version are printed, even if a default has changed since; a fifth is
     not run beside them; two versions, or two settings, are never one table."""
