@@ -167,26 +167,25 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
     their tokens (m,) and log-probabilities (m,).
 
     prompt and attention_mask (b, p), left-padded, or None: no padding; noise (n, T). The caller sets running
-    (n,) to False where a row has ended. A prompt is read once and its cache repeated for its group; rows that
-    end leave batch and cache.
+    (n,) to False where a row has ended. Rows of one prompt that have the same tokens so far are read as one:
+    a prompt is one state at first, and where its rows choose different tokens the state's cache is repeated.
     """
     live = torch.arange(len(noise), device=prompt.device)  # (n,)
+    state = live // (len(noise) // len(prompt))  # (m,) each live row's state, of which there are s
     output = model(input_ids=prompt, use_cache=True, **reading(attention_mask), **last_logits(model))
-    origin = live // (len(noise) // len(prompt))  # each row's prompt
-    cache, logits = getattr(output, "cache", None), output.logits[origin, -1]  # (n, V)
-    choose_rows(model, cache, origin)
-    attention_mask = None if attention_mask is None else attention_mask[origin]
+    cache, logits = getattr(output, "cache", None), output.logits[:, -1]  # (s, V)
     for t in range(noise.shape[1]):
-        tokens, logprobs = choose_tokens(logits, noise[live, t], temperature)
+        tokens, logprobs = choose_tokens(logits[state], noise[live, t], temperature)
         yield live, tokens, logprobs
         going = running[live].nonzero().squeeze(1)
         if len(going) == 0 or t + 1 == noise.shape[1]:
             return
+        live, pairs = live[going], torch.stack([state, tokens])[:, going]
+        (before, tokens), state = pairs.unique(dim=1, return_inverse=True)
+        if not torch.equal(before, torch.arange(len(logits), device=before.device)):
+            choose_rows(model, cache, before)
         if attention_mask is not None:
-            attention_mask = F.pad(attention_mask[going], (0, 1), value=1)
-        if len(going) < len(live):
-            live, tokens = live[going], tokens[going]
-            choose_rows(model, cache, going)
+            attention_mask = F.pad(attention_mask[before], (0, 1), value=1)
         output = model(input_ids=tokens[:, None], cache=cache, use_cache=True, **reading(attention_mask, 1))
         logits = output.logits[:, -1]
 

@@ -4,9 +4,10 @@
     scores = forward_responses(model, ids, mask, length)    # .logprobs, .entropy, (N, T) each
 
 `model` is any causal LM of transformers, wrapped by accelerate or not. N rollouts of P prompt tokens (padded
-on the left) and T response tokens (padded on the right), `ids` and `mask` (N, P+T). Three tricks, none of
+on the left) and T response tokens (padded on the right), `ids` and `mask` (N, P+T). Four tricks, none of
 which changes a number beyond rounding:
 
+    once          equal rollouts are computed once                        `same_rows`
     one row       rollouts stand in one row of S tokens, a prompt once    `one_row`, `group_attention`
     two numbers   the head gives log-probability and entropy, no logits   `score_tokens`
     short rows    common padding is cut, like lengths go together         `padding`, `by_length`
@@ -53,8 +54,9 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     """Log-probabilities and entropies of the last `length` columns of `ids` (N, P+T), attention mask `mask`
     (N, P+T).
 
-    A prompt that rows have in common is computed once where the model allows it (see `can_share`);
-    share_prompts=False computes it for every row: slower, the same numbers.
+    Rows that are the same are computed once, and a prompt that rows have in common, too, where the model
+    allows it (see `can_share`); share_prompts=False computes everything for every row: slower, the same
+    numbers.
     batch_size: rows of one pass, rows of one prompt and of like length together (None: all).
     hidden: give the last hidden states, too. Raises ValueError for a model that this cannot be right for.
     """
@@ -64,6 +66,11 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
                                    share_prompts) for rows in order.split(batch_size)]
         return Scores(*(None if values[0] is None else torch.cat(values)[order.argsort()]
                         for values in zip(*parts, strict=True)))
+    same, first = same_rows(ids, mask)
+    if share_prompts and len(first) < len(ids):
+        once = forward_responses(model, ids[first], mask[first], length, temperature, hidden, None,
+                                 share_prompts)
+        return Scores(*(None if value is None else value[same] for value in once))
     left, right = padding(mask, length)  # of all rows: cut off here, and put back at the end
     width = ids.shape[1] - right
     ids, mask, length = ids[:, left:width], mask[:, left:width], length - right
@@ -179,6 +186,18 @@ def padding(mask: Tensor, length: int) -> tuple[int, int]:
     """
     used = mask.any(0).nonzero().squeeze(1)
     return int(used[0]), min(mask.shape[1] - 1 - int(used[-1]), length - 1)
+
+
+def same_rows(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row (N,) which of the n different ones it is, and a row of each kind (n,). A policy repeats
+    itself, the more so the surer it is.
+
+    >>> same_rows(torch.tensor([[5, 7], [5, 6], [5, 8]]), mask=torch.tensor([[1, 0], [1, 1], [1, 0]]))
+    (tensor([0, 1, 0]), tensor([2, 1]))
+    """
+    same = ids.where(mask.bool(), -1).unique(dim=0, return_inverse=True)[1]
+    row = torch.arange(len(ids), device=ids.device)
+    return same, row.new_zeros(int(same.max()) + 1).scatter(0, same, row)
 
 
 def same_prompts(ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -117,6 +117,11 @@ TABLE = {
         ("noise[where], temperature)", "noise[: len(where)], temperature)"),
         ("noise[where], temperature)", "noise[where], 1.0)"),
         ("live // (len(noise) // len(prompt))", "live % len(prompt)"),
+        ("            choose_rows(model, cache, before)", "            pass"),
+        ("not torch.equal(before, torch.arange(len(logits), device=before.device))",
+            "len(before) != len(logits)"),  # one state ended while another split
+        ("torch.stack([state, tokens])[:, going]", "torch.stack([0 * state, tokens])[:, going]"),
+        ("F.pad(attention_mask[before]", "F.pad(attention_mask[state]"),
         ("rewards.mean(1, keepdim=True)", "rewards.mean()"),
         ("rewards.std(1, keepdim=True) + eps", "rewards.std() + eps"),
         ("reduce(torch.tensor(float(len(mask)), device=mask.device))",
@@ -298,6 +303,9 @@ TABLE = {
         ("ids.where(mask.bool(), -1)[:, :-length]", "ids[:, :-length]"),
         ("return scores + 0.0 * output, seen", "return scores.detach() + 0.0 * output, seen"),
         ("if after == (1.0, None):", "if True:"),
+        ("row.new_zeros(int(same.max()) + 1).scatter(0, same, row)", "same.unique()"),
+        ("ids[first], mask[first], length, temperature, hidden", "ids[first], mask[first], length, 1.0, hidden"),
+        ("ids.where(mask.bool(), -1).unique(dim=0", "ids[:, -2:].unique(dim=0"),
     ]),
     "support/calibration.py": (["support/calibration.py", "tests/test_gnn.py", "tests/test_memreward.py"], [
         ("(weights - start).square()", "weights.square()"),

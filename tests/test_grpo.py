@@ -81,6 +81,20 @@ def test_prompts_cost_the_logits_of_their_last_token_alone():
     assert prefill == [(len(PROMPTS), 1, model.config.vocab_size)]
 
 
+def test_rows_that_have_written_the_same_so_far_are_read_as_one():
+    model, read = make_model(), []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    rollouts = draw(model, prompts=PROMPTS[:3] + PROMPTS[:1], group_size=8, temperature=0.7)
+    lengths = rollouts.mask.sum(1).long().tolist()
+    written = [row[:n] for row, n in zip(rollouts.ids[:, -12:].tolist(), lengths)]
+    for t in range(1, max(lengths)):  # after t tokens; groups stay apart, also those of one prompt
+        texts = {(i // 8, *row[:t]) for i, row in enumerate(written) if len(row) > t}
+        assert sorted(ids[0] for ids in read[t - max(lengths)]) == sorted(text[-1] for text in texts)
+        assert len(texts) < 32
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_sampled_logprobs_equal_recomputed_ones(temperature):
     model = make_model()

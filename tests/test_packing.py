@@ -74,9 +74,12 @@ def test_packed_rows_in_chunks_equal_the_full_logits_of_single_rows(
     )
     packed, plain = (packing.forward_responses(*given, share_prompts=share) for share in (True, False))
     hook.remove()
-    tokens = rollouts.mask.sum() + rollouts.attention_mask[::8, :-length].sum()  # a group's prompt once
+    once = {(i // 8, tuple(ids[-length:][seen[-length:].bool()].tolist()))  # equal responses of a group once
+            for i, (ids, seen) in enumerate(zip(rollouts.ids, rollouts.attention_mask))}
+    tokens = sum(len(response) for _, response in once) + rollouts.attention_mask[::8, :-length].sum()
     alone = attention == "eager" or kind == "mistral"
-    assert shapes[1][0] == 40 and shapes[0] == (shapes[1] if alone else (1, tokens))
+    assert shapes[1][0] == 40 > len(once)
+    assert shapes[0] == ((len(once), shapes[1][1]) if alone else (1, tokens))
     slow = full_logits(*given)
     for rows in (None, 7):
         simple = grpo.token_logprobs(*given, batch_size=rows)
@@ -91,6 +94,33 @@ def test_packed_rows_in_chunks_equal_the_full_logits_of_single_rows(
         assert not scores.entropy.requires_grad
         for mine, theirs in zip(gradients(model, scores.logprobs), expected):
             torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-4)
+
+
+def test_equal_rows_are_computed_once_and_each_has_its_gradient():
+    model, length = make_model(), 12
+    rollouts = draw(model)
+    again = torch.tensor([3, 0, 3, 17, 0, 3])
+    ids, mask = rollouts.ids[again].clone(), rollouts.attention_mask[again]
+    ids[mask == 0] = torch.randint(4, WORDS, (int((mask == 0).sum()),))  # what stands there is no difference
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    packing.can_share(model), packing.after_head(model)
+    shapes.clear()
+    scores = packing.forward_responses(model, ids, mask, length, 0.7, hidden=True)
+    hook.remove()
+    prompts = {tuple(row[seen.bool()].tolist()) for row, seen in zip(ids[:, :-length], mask[:, :-length])}
+    tokens = sum(map(len, prompts)) + mask[[0, 1, 3], -length:].sum()
+    assert shapes == [(1, tokens)]
+    slow = full_logits(model, ids, mask, length, 0.7)
+    torch.testing.assert_close(scores.logprobs, slow[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.entropy, slow[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.hidden[0], scores.hidden[2])
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.25, -1.0])[:, None]
+    expected = gradients(model, slow[0] * weights)
+    for mine, theirs in zip(gradients(model, scores.logprobs * weights), expected):
+        torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-4)
 
 
 def test_checkpointing_and_autocast_change_nothing_but_rounding():
