@@ -85,7 +85,8 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
     candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, n*G)
     hidden = cosines.isinf().repeat_interleave(size, dim=1)[:, None]  # (B, 1, n*G)
     for new, old in ((receivers.thinkings, memory.thinkings), (receivers.answers, memory.answers)):
-        columns, cosines = knn(new, old[near].flatten(1, 2), k, hidden)  # (B, G, k)
+        heard = F.embedding(candidates, old.flatten(0, 1))  # (B, n*G, d), faster than indexing
+        columns, cosines = knn(new, heard, k, hidden)  # (B, G, k)
         senders = candidates[:, None].expand(-1, new.shape[1], -1).gather(2, columns)
         edges.append((senders, cosines))
     return edges

@@ -36,7 +36,7 @@ TABLE = {
         ("masked_fill(exclude, -math.inf)", "masked_fill(exclude, 0.0)"),
         ("k * int(ids.bincount().max())", "k"),
         ("repeat_interleave(size, dim=1)[:, None]", "repeat(1, size)[:, None]"),
-        (".flatten(1, 2), k, hidden)", ".flatten(1, 2), k)"),
+        ("knn(new, heard, k, hidden)", "knn(new, heard, k)"),
         ("(receivers.answers, memory.answers)", "(receivers.answers, memory.thinkings)"),
         ("cosines.clamp(min=0) / cosines.isfinite()",
             "cosines.masked_fill(cosines.isinf(), 0) / cosines.isfinite()"),
