@@ -326,7 +326,7 @@ TABLE = {
         ("if rng.random() < self.probability:", "if rng.random() > self.probability:"),
         ("if PARTS[checksum % len(PARTS)] == share and not repeated", "if not repeated"),
         ('zlib.crc32(item.task["question"].encode())', 'hash(item.task["question"]) % 2**32'),
-        ("if expected != eval(wrong.format(**slots), dict(names)):", "if True:"),
+        ("while len(tests) < 4:", "while len(tests) < 1:"),
         ("wording, share, dataset = slice(2, 3)", "wording, share, dataset = slice(0, 3)"),
     ]),
     "support/benchmarks.py": (["support/benchmarks.py", "tests/test_benchmarks.py"], [

@@ -93,6 +93,18 @@ def test_only_the_right_response_is_right(part):
     assert verdicts[1] == verdicts[2] == [0.0] * len(items)
 
 
+def test_the_usual_mistake_fails_every_single_test():
+    """So no small number of tests, and no lucky arguments, make it right. The programs are our own."""
+    programs = [item for item in take("train", 6, 4500) if item.task.domain == "code"]
+    for item in programs:
+        names = {}
+        assert len(item.task.tests) == 4
+        exec(data.extract_code(item.mistake), names)
+        for test in item.task.tests:
+            with pytest.raises(AssertionError):
+                exec(test, names)
+
+
 def test_demonstrations_are_right_as_often_as_stated():
     import random
 
