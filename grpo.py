@@ -43,6 +43,7 @@ from support.packing import batches_of_prompts, by_length, forward_responses, sa
 from support.traits import (
     choose_rows,
     eos_ids,
+    kept_cache,
     last_logits,
     positions,
     read_prompts,
@@ -173,7 +174,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
     live = torch.arange(len(noise), device=prompt.device)  # (n,)
     state = live // (len(noise) // len(prompt))  # (m,) each live row's state, of which there are s
     output = model(input_ids=prompt, use_cache=True, **reading(attention_mask), **last_logits(model))
-    cache, logits = getattr(output, "cache", None), output.logits[:, -1]  # (s, V)
+    cache, logits = kept_cache(model, output), output.logits[:, -1]  # (s, V)
     for t in range(noise.shape[1]):
         tokens, logprobs = choose_tokens(logits[state], noise[live, t], temperature)
         yield live, tokens, logprobs
@@ -183,7 +184,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
         live, pairs = live[going], torch.stack([state, tokens])[:, going]
         (before, tokens), state = pairs.unique(dim=1, return_inverse=True)
         if not torch.equal(before, torch.arange(len(logits), device=before.device)):
-            choose_rows(model, cache, before)
+            choose_rows(cache, before)
         if attention_mask is not None:
             attention_mask = F.pad(attention_mask[before], (0, 1), value=1)
         output = model(input_ids=tokens[:, None], cache=cache, use_cache=True, **reading(attention_mask, 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from support.traits import position_limit, some_tokens, tolerance, windows
 
-GROUP, LENGTH = 2, 8  # rollouts of each of two prompts, and their tokens
+GROUP, LENGTH = 3, 8  # rollouts of each of two prompts, and their tokens
 
 
 class Ids:
@@ -67,12 +67,14 @@ def errors_in_one_line(name: str):
 
 
 def some_rollouts(model, tokenizer, sample: Callable, longest: int | None):
-    """Rollouts of two prompts, one longer than any window (at most `longest` tokens); a row ends early."""
+    """Rollouts of two prompts, one longer than any window (at most `longest` tokens); a row ends early, two
+    of a prompt begin alike."""
     most = min(position_limit(model), longest or float("inf")) - LENGTH
     short = int(min(5, most))
     long = int(max(short, min(most, max(32, windows(model.config) + 2))))
     ids = some_tokens(model, 2, long, seed=1).tolist()
     noise = torch.rand(2 * GROUP, LENGTH, generator=torch.Generator().manual_seed(2))
+    noise[1::GROUP, : LENGTH // 2] = noise[::GROUP, : LENGTH // 2]  # these two part in the middle
     words = Ids([ids[0], ids[1][:short]], tokenizer)
     first = sample(model, words, ["1"], GROUP, LENGTH, 1.0, noise[GROUP:])
     words.eos_token_id = int(first.ids[0, short + int(first.mask[0].sum()) // 2])

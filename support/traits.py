@@ -166,11 +166,17 @@ def last_logits(model) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
 
 
-def choose_rows(model, cache, rows: Tensor) -> None:
-    """Keep these rows of the model's cache, some of them several times, in place."""
+def kept_cache(model, output):
+    """The cache of what the model has read, out of its output."""
+    cache = getattr(output, "cache", None)
     if not hasattr(cache, "reorder_cache"):
         raise ValueError(f"model: {type(model).__name__} keeps no cache of what it has read, or one whose "
                          "rows cannot be chosen, and is not sampled without; choose another model")
+    return cache
+
+
+def choose_rows(cache, rows: Tensor) -> None:
+    """Keep these rows of a model's cache, some of them several times, in place."""
     if type(cache).batch_select_indices is Cache.batch_select_indices:
         cache.reorder_cache(rows)  # unlike the other it knows every kind of layer
     else:

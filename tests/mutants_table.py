@@ -117,7 +117,8 @@ TABLE = {
         ("noise[where], temperature)", "noise[: len(where)], temperature)"),
         ("noise[where], temperature)", "noise[where], 1.0)"),
         ("live // (len(noise) // len(prompt))", "live % len(prompt)"),
-        ("            choose_rows(model, cache, before)", "            pass"),
+        ("            choose_rows(cache, before)", "            pass"),
+        ("kept_cache(model, output)", 'getattr(output, "cache", None)'),
         ("not torch.equal(before, torch.arange(len(logits), device=before.device))",
             "len(before) != len(logits)"),  # one state ended while another split
         ("torch.stack([state, tokens])[:, going]", "torch.stack([0 * state, tokens])[:, going]"),
@@ -304,7 +305,8 @@ TABLE = {
         ("return scores + 0.0 * output, seen", "return scores.detach() + 0.0 * output, seen"),
         ("if after == (1.0, None):", "if True:"),
         ("row.new_zeros(int(same.max()) + 1).scatter(0, same, row)", "same.unique()"),
-        ("ids[first], mask[first], length, temperature, hidden", "ids[first], mask[first], length, 1.0, hidden"),
+        ("ids[first], mask[first], length, temperature, hidden",
+            "ids[first], mask[first], length, 1.0, hidden"),
         ("ids.where(mask.bool(), -1).unique(dim=0", "ids[:, -2:].unique(dim=0"),
     ]),
     "support/calibration.py": (["support/calibration.py", "tests/test_gnn.py", "tests/test_memreward.py"], [
