@@ -71,16 +71,18 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
     A query hears from all groups of the k nearest memory queries (n is k times the most groups of a query); a
     thinking (an answer) from the k most similar thinkings (answers) among their rollouts. Sender numbers
     count the memory's rows, for rollouts M*G of them. `ids` (M,) tells which groups are of one query (None:
-    each of another). `exclude` (B, M) hides memory groups from a receiver; an edge of cosine -inf fills a
-    column and carries nothing. k = 0: none.
+    each of another), whose embedding is that of the first. `exclude` (B, M) hides memory groups from a
+    receiver; an edge of cosine -inf fills a column and carries nothing. k = 0: none.
     """
     count, size = memory.thinkings.shape[:2]
-    ids = torch.arange(count, device=memory.queries.device) if ids is None else ids
-    if k == 0:
-        k, exclude = 1, ids.new_ones(len(receivers.queries), count, dtype=torch.bool)
-    near, cosines = knn(receivers.queries, memory.queries, k * int(ids.bincount().max()), exclude)  # (B, n)
-    seen = (ids[near][:, :, None] == ids[near][:, None]).tril(-1).any(-1)  # its query came before
-    cosines = cosines.masked_fill((~seen).cumsum(-1) > k, -math.inf)
+    groups = groups_of_queries(torch.arange(count, device=memory.queries.device) if ids is None else ids)
+    hidden = (groups < 0).expand(len(receivers.queries), -1, -1)  # (B, Q, n): no such group, or excluded
+    hidden = hidden if exclude is None else hidden | exclude[:, groups]
+    hidden, k = (hidden, k) if k else (torch.ones_like(hidden), 1)
+    nearest, cosines = knn(receivers.queries, memory.queries[groups[:, 0]], k, hidden.all(-1))  # (B, k)
+    near = groups[nearest].clamp(min=0).flatten(1)  # (B, k*n), called n from here on
+    hidden = hidden[torch.arange(len(nearest), device=near.device)[:, None], nearest].flatten(1)
+    cosines = cosines.repeat_interleave(groups.shape[1], dim=1).masked_fill(hidden, -math.inf)
     edges = [(near, cosines)]
     candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, n*G)
     hidden = cosines.isinf().repeat_interleave(size, dim=1)[:, None]  # (B, 1, n*G)
@@ -90,6 +92,20 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
         senders = candidates[:, None].expand(-1, new.shape[1], -1).gather(2, columns)
         edges.append((senders, cosines))
     return edges
+
+
+def groups_of_queries(ids: Tensor) -> Tensor:
+    """The rows of each query's groups (Q, n), -1 where it has fewer than n; `ids` (M,) tells which groups are
+    of one query.
+
+    >>> groups_of_queries(torch.tensor([7, 5, 7, 7]))
+    tensor([[ 1, -1, -1],
+            [ 0,  2,  3]])
+    """
+    query, counts = ids.unique(return_inverse=True, return_counts=True)[1:]
+    rows = query.argsort(stable=True)  # (M,) of the first query, of the second, ...
+    column = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[query[rows]]
+    return rows.new_full((len(counts), int(counts.max())), -1).index_put((query[rows], column), rows)
 
 
 def edge_weights(cosines: Tensor) -> Tensor:

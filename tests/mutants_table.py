@@ -34,7 +34,10 @@ TABLE = {
         ("* 2**20)", "* 2**12)"),  # what is a tie
         ("* 2**20)", "* 2**40)"),
         ("masked_fill(exclude, -math.inf)", "masked_fill(exclude, 0.0)"),
-        ("k * int(ids.bincount().max())", "k"),
+        ("hidden.all(-1)", "hidden.any(-1)"),  # whoever hides a group hides its siblings
+        ("hidden | exclude[:, groups]", "exclude[:, groups]"),
+        ("memory.queries[groups[:, 0]]", "memory.queries[: len(groups)]"),
+        ("groups.shape[1], dim=1).masked_fill(hidden, -math.inf)", "groups.shape[1], dim=1)"),
         ("repeat_interleave(size, dim=1)[:, None]", "repeat(1, size)[:, None]"),
         ("knn(new, heard, k, hidden)", "knn(new, heard, k)"),
         ("(receivers.answers, memory.answers)", "(receivers.answers, memory.thinkings)"),

@@ -147,6 +147,19 @@ def test_neighbours_are_counted_by_query_not_by_group(k, excluded):
             assert {row // G for row in senders[b][cosines[b].isfinite()].tolist()} <= heard
 
 
+def test_queries_that_are_alike_crowd_out_no_sibling():
+    """Four queries with one embedding, all their first groups stored before the second ones: the first two
+    queries are the two nearest, and both groups of both are heard."""
+    ids, memory, receivers = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), random_groups(8), random_groups(3, seed=1)
+    memory = memory._replace(queries=memory.queries[:1].expand(8, -1))
+    near, cosines = similarity_edges(receivers, memory, 2, None, ids)[0]
+    assert near.tolist() == [[0, 4, 1, 5]] * 3 and cosines.isfinite().all()
+    itself = torch.eye(8, dtype=torch.bool)  # a group that is hidden leaves its place to nobody
+    near, cosines = similarity_edges(memory, memory, 2, itself, ids)[0]
+    heard = [rows[seen].tolist() for rows, seen in zip(near, cosines.isfinite())]
+    assert heard == [[4, 1, 5], [0, 4, 5], *[[0, 4, 1, 5]] * 2, [0, 1, 5], [0, 4, 1], *[[0, 4, 1, 5]] * 2]
+
+
 @pytest.mark.parametrize("edges", [[], [(0, 1), (1, 0)], [(3, 0)],
                                    [(0, 1), (1, 0), (1, 2), (2, 1), (4, 2), (2, 4)]])
 def test_gcn_layer_is_the_dense_formula(edges):

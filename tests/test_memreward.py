@@ -318,6 +318,7 @@ def test_fresh_groups_of_a_query_do_not_crowd_out_other_queries():
 def test_calibration_sees_only_logits_of_networks_that_did_not_train_on_the_query():
     """Two groups a query: a group is hidden from itself and hears its sibling, as in training."""
     ids, groups, rewards = [f"q{i % 6}" for i in range(12)], random_groups(12), random_rewards(12)
+    groups = groups._replace(queries=groups.queries[:6].repeat(2, 1))
     memory = ExperienceMemory(config(gnn="gcn", gnn_networks=3))
     memory.remember(ids, *groups, rewards)
     memory.fit(seed=0)
