@@ -43,6 +43,7 @@ from support.packing import batches_of_prompts, by_length, forward_responses, sa
 from support.traits import (
     choose_rows,
     eos_ids,
+    eval_mode,
     kept_cache,
     last_logits,
     positions,
@@ -129,8 +130,6 @@ def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens
     mask, logprobs = torch.zeros(2, rows, max_new_tokens, device=device)
     by_eos, by_text = torch.zeros(2, rows, dtype=torch.bool, device=device)
 
-    was_training = model.training
-    model.eval()
     padded = takes_padding(model)
     for chunk in batches_of_prompts(prompt_mask, max(1, batch_size // group_size), padded):
         where = (chunk[:, None] * group_size + torch.arange(group_size, device=device)).flatten()  # (n,)
@@ -138,15 +137,16 @@ def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens
         running = torch.ones_like(where, dtype=torch.bool)
         steps = decode(model, prompt[chunk, left:], prompt_mask[chunk, left:] if padded else None, running,
                        noise[where], temperature)
-        for t, (live, chosen, chosen_logprobs) in enumerate(steps):
-            row = where[live]
-            response[row, t], logprobs[row, t], mask[row, t] = chosen, chosen_logprobs, 1.0
-            by_eos[row] = torch.isin(chosen, ends)
-            if stop:
-                texts = tokenizer.batch_decode(response[row, : t + 1], skip_special_tokens=True)
-                by_text[row] = torch.tensor([any(s in text for s in stop) for text in texts], device=device)
-            running[live] = ~(by_eos[row] | by_text[row])
-    model.train(was_training)
+        with eval_mode(model):
+            for t, (live, chosen, chosen_logprobs) in enumerate(steps):
+                row = where[live]
+                response[row, t], logprobs[row, t], mask[row, t] = chosen, chosen_logprobs, 1.0
+                by_eos[row] = torch.isin(chosen, ends)
+                if stop:
+                    texts = tokenizer.batch_decode(response[row, : t + 1], skip_special_tokens=True)
+                    by_text[row] = torch.tensor([any(s in text for s in stop) for text in texts],
+                                                device=device)
+                running[live] = ~(by_eos[row] | by_text[row])
     if not logprobs.isfinite().all():
         raise FloatingPointError("sample: the model's logits are not finite, its weights are damaged")
 
@@ -168,8 +168,9 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
     their tokens (m,) and log-probabilities (m,).
 
     prompt and attention_mask (b, p), left-padded, or None: no padding; noise (n, T). The caller sets running
-    (n,) to False where a row has ended. Rows of one prompt that have the same tokens so far are read as one:
-    a prompt is one state at first, and where its rows choose different tokens the state's cache is repeated.
+    (n,) to False where a row has ended. Rows of one prompt that have the same tokens so far are read as one,
+    a state: four rows of a prompt are one at first, and when they choose the tokens a, a, b, a they become
+    the states 0, 0, 1, 0, of which the model reads a and b with its cache twice.
     """
     live = torch.arange(len(noise), device=prompt.device)  # (n,)
     state = live // (len(noise) // len(prompt))  # (m,) each live row's state, of which there are s
@@ -182,7 +183,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
         if len(going) == 0 or t + 1 == noise.shape[1]:
             return
         live, pairs = live[going], torch.stack([state, tokens])[:, going]
-        (before, tokens), state = pairs.unique(dim=1, return_inverse=True)
+        (before, tokens), state = pairs.unique(dim=1, return_inverse=True)  # before: the states gone on from
         if not torch.equal(before, torch.arange(len(logits), device=before.device)):
             choose_rows(cache, before)
         if attention_mask is not None:
@@ -318,7 +319,8 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     never acts; with more, the old log-probabilities are those of the first. share_prompts: see
     `forward_responses`. Raises FloatingPointError on a non-finite loss or gradient before the optimizer's
     step; the weights stay good. Metrics (means over the tokens of all rows that were passed, and over
-    updates): loss, entropy, ratio, clip_fraction, grad_norm before clipping, and kl.
+    updates): loss, entropy, ratio, clip_fraction, mismatch (mean |sampled - trained log-probability|),
+    grad_norm before clipping, and kl.
     """
     model.train()  # gradient checkpointing acts in training mode only
     ids, attention_mask, mask = rollouts.ids, rollouts.attention_mask, rollouts.mask

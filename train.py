@@ -188,9 +188,9 @@ def train(config: Config, before: dict | None = None) -> dict:
     available = sum(task.labelled for task in audit.truth.values())
     log = Log(run, {"labels_used": len(labelled), "labels_available": available})
     log.begin(tasks, test, labels_kept)
-    drift, samples = Drift(labelled, config), Samples(run, tasks, audit, roll_out)
     if config.mode == "r1p":
         tasks = labelled
+    drift, samples = Drift(labelled, config), Samples(run, tasks, audit, roll_out)
     bar = tqdm(total=config.steps, desc=config.mode, disable=not run.accelerator.is_main_process)
 
     done = load_checkpoint(run, log, audit, drift) if config.resume else None

@@ -27,7 +27,7 @@ def compare(config, train: Callable) -> None:
     check(os.environ.get("WORLD_SIZE", "1") == "1",
           "compare: its runs are small, start it without accelerate launch")
     check(config.eval_every > 0, "eval_every: compare shows test accuracy, 0 never measures it")
-    asked = [name.strip() for name in config.variants.split(",") if name]
+    asked = [name.strip() for name in config.variants.split(",") if name.strip()]
     names = list(VARIANTS) if config.variants == "all" else asked
     check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
     own = (config.label_ratio, config.label_pick)  # of the four modes; no row shall stand there twice

@@ -9,6 +9,7 @@ from math import isnan, sqrt
 from statistics import mean, stdev
 
 from lab.processes import gather, tell
+from lab.runs import version
 
 
 class Log:
@@ -17,6 +18,7 @@ class Log:
     def __init__(self, run, labels: dict):
         self.run, self.labels, self.evaluations, self.shown = run, labels, [], {}
         self.marks = []  # how many rollouts audit and drift had at each evaluation
+        self.versions = [version()]  # of the method, in the order in which the run had them
         self.start = time.perf_counter()
         if run.config.tracker != "none":
             settings = {k: v for k, v in dataclasses.asdict(run.config).items() if v is not None}

@@ -178,9 +178,14 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
         else:
             (_, test, dropped), (_, more, others) = (
                 load_splits("", sets, *limits) for sets in (config.tasks, config.ood))
+            both = {task.id for task in test} & {task.id for task in more}
+            check(not both, f"ood: {config.ood} holds tasks of {config.tasks}, which would count twice: "
+                  f"{sorted(both)[:1]}")
             splits = test, test + more, dropped | others
     tasks, test, run.dropped = broadcast_object_list([splits])[0]
     run.inside = frozenset(task.dataset for task in tasks)
+    taken = {"all", "out of domain"} & {task.dataset for task in test}  # what the tables call averages
+    check(not taken, f"tasks: a data set cannot be called {' or '.join(sorted(taken))!r}; rename its file")
     kept = []
     for part, candidates in (("train", tasks if training else []), ("test", test)):
         kept.append(some := [])
@@ -252,7 +257,7 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
         if main:
             if run.memory is not None:
                 run.memory.save(new / "memory.pt")
-            state = {"evaluations": log.evaluations, "marks": log.marks,
+            state = {"evaluations": log.evaluations, "marks": log.marks, "versions": log.versions,
                      "seconds": time.perf_counter() - log.start,
                      "audit": (audit.probabilities, audit.rewards), "warm_up": drift.warm_up,
                      "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}
@@ -316,6 +321,7 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
         run.memory.load(whole / "memory.pt", run.device)
     state, step = torch.load(whole / "progress.pt", weights_only=True), int(whole.name)
     log.evaluations, log.marks = state["evaluations"], state["marks"]
+    log.versions = list(dict.fromkeys([*state.get("versions", ()), version()]))
     log.start = time.perf_counter() - state["seconds"]
     audit.probabilities, audit.rewards = state["audit"]
     drift.extend(state["drift"])
@@ -369,7 +375,8 @@ def finish(run, log, audit) -> dict:
     config = run.config
     save_policy(run, run.folder / "policy")
     results = {
-        "version": version(), "mode": config.mode, "label_ratio": config.label_ratio, "seed": config.seed,
+        "version": " then ".join(log.versions), "mode": config.mode, "label_ratio": config.label_ratio,
+        "seed": config.seed,
         "steps": config.steps, **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1],
         "evaluations": log.evaluations, "audit": audit.metrics(), "dropped": run.dropped,
         "seconds": time.perf_counter() - log.start}

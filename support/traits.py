@@ -32,16 +32,22 @@ def asked_once(question: Callable) -> Callable:
     def ask(model):
         bare = extract_model_from_parallel(model)
         if bare not in answers:
-            training = bare.training
-            bare.eval()
-            try:
-                with torch.no_grad():
-                    answers[bare] = question(model)
-            finally:
-                bare.train(training)
+            with eval_mode(bare), torch.no_grad():
+                answers[bare] = question(model)
         return answers[bare]
 
     return ask
+
+
+@contextmanager
+def eval_mode(model):
+    """Evaluation mode inside the block, and whatever mode it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def text_config(model) -> PreTrainedConfig:

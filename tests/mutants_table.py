@@ -115,7 +115,7 @@ TABLE = {
         ("if temperature == 0:", "if False:"),
         ("chosen, chosen_logprobs, 1.0", "chosen, chosen_logprobs, (~torch.isin(chosen, ends)).float()"),
         ("mask.sum(1).long() - by_eos.long()", "mask.sum(1).long()"),
-        ("    model.eval()\n    padded", "    padded"),
+        ("        with eval_mode(model):", "        with nullcontext():"),
         ("~(by_eos | by_text))", "~by_eos)"),
         ("noise[where], temperature)", "noise[: len(where)], temperature)"),
         ("noise[where], temperature)", "noise[where], 1.0)"),

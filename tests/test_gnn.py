@@ -150,7 +150,7 @@ def test_neighbours_are_counted_by_query_not_by_group(k, excluded):
 def test_queries_that_are_alike_crowd_out_no_sibling():
     """Four queries with one embedding, all their first groups stored before the second ones: the first two
     queries are the two nearest, and both groups of both are heard."""
-    ids, memory, receivers = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), random_groups(8), random_groups(3, seed=1)
+    ids, memory, receivers = torch.arange(4).repeat(2), random_groups(8), random_groups(3, seed=1)
     memory = memory._replace(queries=memory.queries[:1].expand(8, -1))
     near, cosines = similarity_edges(receivers, memory, 2, None, ids)[0]
     assert near.tolist() == [[0, 4, 1, 5]] * 3 and cosines.isfinite().all()

@@ -123,8 +123,10 @@ def test_models_without_causality_or_cache_are_refused():
         with pytest.raises(ValueError, match=r"^model: \w+ .*choose another model"):
             grpo.check_policy(build(config), make_tokenizer())
     for rows in (1, 2):  # also where no row of a cache would have to be chosen
+        model = build(xlm).train()
         with pytest.raises(ValueError, match="XLM.* keeps no cache .* choose another model"):
-            grpo.sample(build(xlm), make_tokenizer(), ["w5 w6"], rows, 1, temperature=0)
+            grpo.sample(model, make_tokenizer(), ["w5 w6"], rows, 1, temperature=0)
+        assert model.training
 
 
 def test_dropout_and_jitter_are_found_in_every_part_of_a_configuration():
