@@ -7,7 +7,8 @@ and what a mistake makes of it.
 
 TABLE = {
     "data.py": (["data.py", "tests/test_world.py", "tests/test_benchmarks.py", "tests/test_rewards.py",
-                 "tests/test_steps.py"], [
+                 "tests/test_verifiers.py", "tests/test_steps.py"], [
+        ("final_choice(text, task.choices or ())[2]", "final_choice(text, ())[2]"),
         ("round(ratio * len(labelled))", "int(ratio * len(labelled))"),
         ("replace(task, answer=None, tests=None)", "replace(task, answer=None)"),
         ('random.Random(f"labels {seed}")', 'random.Random("labels")'),
@@ -60,6 +61,7 @@ TABLE = {
         ("learning_rate, weight_decay=weight_decay)", "learning_rate)"),
         ("optimizer.zero_grad()\n            loss", "loss"),
         ("model.eval()\n                with", "with"),  # dropout in validation
+        ("            model.train()\n", ""),  # no dropout from the second epoch on
         ("copy.deepcopy(model.state_dict())", "model.state_dict()"),
         ('                elif epoch - best["epoch"] >= patience',  # the weights one step after the best
             '                elif epoch - best["epoch"] == 1:\n'
@@ -77,6 +79,7 @@ TABLE = {
     ]),
     "memreward.py": (["memreward.py", "tests/test_memreward.py", "tests/test_rewards.py",
                       "tests/test_steps.py", "tests/test_labels.py"], [
+        ("map_location=device, weights_only=True", "map_location=device, weights_only=False"),
         ("model.send(self._scaled(new), rewards)", "model.send(new, rewards)"),
         ("std < 1e-6, math.inf", "std < 1e-6, 1.0"),  # a constant feature speaks
         ("self.groups.features[rows].flatten(0, 1)", "self.groups.features.flatten(0, 1)"),

@@ -443,6 +443,14 @@ def test_fit_takes_plain_steps_on_everything_but_the_group_itself(kind):
         torch.testing.assert_close(mine, slow, atol=1e-5, rtol=1e-4)
 
 
+def test_dropout_acts_in_every_epoch_and_in_no_validation(monkeypatch):
+    model, modes = small_model(), []
+    receive = model.receive
+    monkeypatch.setattr(model, "receive", lambda *given: modes.append(model.training) or receive(*given))
+    fit(model, random_groups(10), random_rewards(10), torch.arange(10), 3, torch.arange(10) < 2, epochs=3)
+    assert modes == [True, False] * 3 and not model.training
+
+
 @pytest.mark.parametrize("count, value", [(1, None), (4, None), (12, 0.0), (12, 1.0)])
 def test_fit_survives_few_ids_and_equal_rewards(count, value):
     model, memory = small_model(), random_groups(count)

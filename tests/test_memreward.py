@@ -1,6 +1,7 @@
 """The experience memory: what reaches a prediction, what must not, and that the cache changes nothing."""
 
 import copy
+import pickle
 import random
 import types
 
@@ -241,6 +242,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         memory.save(path)
     assert path.read_bytes() == before
+
+
+def test_a_file_that_holds_more_than_tensors_and_plain_values_is_not_read(tmp_path):
+    torch.save({"shape": types.SimpleNamespace()}, tmp_path / "memory.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        fitted().load(tmp_path / "memory.pt")
 
 
 def test_fit_is_seeded_and_leaves_the_global_random_state_alone():

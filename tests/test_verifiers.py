@@ -212,6 +212,11 @@ def test_equal_answers_have_one_math_key(same):
     assert len(keys) == 1 and None not in keys
 
 
+@pytest.mark.parametrize("response", ["#### blue", "#### B", "The answer is blue.", r"\boxed{blue}"])
+def test_the_text_of_a_choice_is_its_letter(response):
+    assert answer_key(Task("", "", "qa", "?", choices=("red", "blue")), response) == "B"
+
+
 def test_keys_tell_answers_apart_and_are_none_without_one():
     finals = [
     "5", "-5", "0.5", "5x", r"\pi", "(1,2)", "(2,1)", "[1,2)", r"\{1,2\}", "Monday", r"\sqrt2", "1.41421356",
