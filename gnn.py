@@ -44,9 +44,10 @@ def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) 
     """The min(k, M) rows of `memory` (..., M, d) closest in angle to each row of `queries` (..., N, d), best
     first.
 
-    Returns indices and cosines, both (..., N, min(k, M)). Cosines that agree to 1e-6 are a tie, which goes to
-    the lower index. `exclude` (..., N, M) marks pairs that must not meet: where they leave fewer than k rows,
-    the surplus columns hold the cosine -inf. A row of zeros has the cosine 0 to everything.
+    Returns indices and cosines, both (..., N, min(k, M)). Cosines that are the same number of millionths (of
+    2^-20) are a tie, which goes to the lower index. `exclude` (..., N, M) marks pairs that must not meet:
+    where they leave fewer than k rows, the surplus columns hold the cosine -inf. A row of zeros has the
+    cosine 0 to everything.
 
     >>> memory = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]])
     >>> indices, cosines = knn(torch.tensor([[1.0, 0.0]]), memory, k=2)
@@ -213,8 +214,8 @@ class RewardGNN(nn.Module):
 
     def send(self, groups: Groups, rewards: Tensor) -> list[list[Tensor]]:
         """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B,
-        hidden), thinkings and answers (B, G, hidden). No similarity edge comes in, so they depend on nobody
-        else."""
+        hidden), thinkings and answers (B, G, hidden), h the states that come into the layer. No similarity
+        edge comes in, so they depend on nobody else."""
         x, messages = self.inputs(groups, rewards), []
         edges = structural_edges(*rewards.shape, rewards.device)
         for layer, relations in enumerate(self.similarity):

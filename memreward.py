@@ -77,8 +77,8 @@ class ExperienceMemory:
         `gnn.fit`.
 
         Every network stops early on another fifth of the queries, and its logits of these calibrate
-        (cross-fitting): all labels train, stop and calibrate, and no label outside the memory is used. Groups
-        of the ids in `without` take no part; afterwards they send like all others.
+        (cross-fitting): with five networks all labels train, stop and calibrate, and no label outside the
+        memory is used. Groups of the ids in `without` take no part; afterwards they send like all others.
         """
         if not set(self.ids) - set(without):
             raise ValueError("the memory is empty: remember labelled rollouts before fit")

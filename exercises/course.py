@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 10  # of processor time, for one grader
 STUDENT = ("data.py gnn.py memreward.py grpo.py train.py support lab exercises docs assets/policy README.md "
            "requirements.txt LICENSE").split()  # no tests: their slow twins are solutions
+STUDENT += [f"assets/{path.name}" for kind in ("png", "svg") for path in (ROOT / "assets").glob(f"*.{kind}")]
 NEVER = ("__pycache__", "mistakes.py")
 BLANK = "is still blank"
 

@@ -95,8 +95,9 @@ def score_rows(model, ids: Tensor, mask: Tensor, length: int, temperature: float
     response tokens, all hidden states (tokens, d), and the place of each token among them (N, P+T).
 
     The output head gives the two numbers inside the model's own forward, where sharded weights are whole.
-    What the model does to logits behind the head (soft-capping, scaling) is done before; that it then happens
-    to the two numbers shows that it is what was measured, and is undone.
+    What a model does to logits behind the head (soft-capping, scaling) we do inside it, as it was measured
+    (`after_head`). The model then does the same to our two numbers: its output must be what we expect of
+    that, or the measurement was wrong, and the numbers from before it are returned.
     """
     inputs, place = arrange(ids, mask, length)
     response = mask[:, -length:].bool()
@@ -123,7 +124,7 @@ def score_rows(model, ids: Tensor, mask: Tensor, length: int, temperature: float
                          "log-probabilities would be wrong, choose another model")
     if after == (1.0, None):
         return output, seen["states"], place
-    return scores + 0.0 * output, seen["states"], place  # sharded weights wait for the output's gradient
+    return scores + 0.0 * output, seen["states"], place  # sharded weights wait for a gradient of the output
 
 
 def score_tokens(logits_of: Callable[[Tensor], Tensor], words: int, states: Tensor, targets: Tensor,
