@@ -990,6 +990,31 @@ def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
         }
 
 
+def test_evaluate_counts_no_task_twice_and_keeps_the_names_of_averages(quick, tmp_path):
+    with pytest.raises(ValueError, match="^ood: world holds tasks of world, which would count twice"):
+        evaluate_model(quick(tasks="world", ood="world", output_dir=None))
+    row = {"id": "a", "domain": "math", "question": "1 + 1?", "answer": "2"}
+    (tmp_path / "all.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="^tasks: a data set cannot be called 'all'; rename its file"):
+        evaluate_model(quick(tasks=str(tmp_path / "all.jsonl"), output_dir=None))
+
+
+def test_r1p_shows_only_rewards_that_somebody_gets(quick, capsys):
+    train.train(quick(mode="r1p", steps=1, eval_every=1))
+    rows = [json.loads(line) for line in open(Path(quick().output_dir) / "rollouts.jsonl")]
+    assert rows and {row["source"] for row in rows} == {"verifier"}
+    assert "rewards by majority" not in capsys.readouterr().out
+
+
+def test_a_run_that_two_versions_of_the_method_made_is_of_neither(quick, monkeypatch):
+    results = train.train(quick(mode="r1p", steps=1, eval_every=1))
+    assert results["version"] == runs.version()
+    monkeypatch.setattr(runs, "version", lambda: "another")
+    monkeypatch.setattr("lab.log.version", lambda: "another")
+    config = quick(mode="r1p", steps=2, eval_every=1, resume=quick().output_dir)
+    assert train.train(config)["version"] == f"{results['version']} then another"
+
+
 def test_every_setting_is_read():
     files = [ROOT / "train.py", ROOT / "memreward.py", *(ROOT / "lab").glob("*.py")]
     source = "".join(path.read_text() for path in files)
