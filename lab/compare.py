@@ -107,16 +107,19 @@ def comparison(runs: list[dict]) -> str:
              if title in runs[0]["after"].get(kind, ())]
     head = "".join(f"{f'{kind} {title}'.removesuffix(' all').replace('out of domain', 'outside'):>16}"
                    for kind, title in kinds)
-    lines = [f"{'test accuracy, %':<24}{head}{'labels':>11}{'predictions right':>20}{'AUC':>18}{'seeds':>7}"]
+    scores = {"accuracy": "predictions right", "auc": "AUC", "agreement_auc": "agreement's AUC"}
+    scores = {key: title for key, title in scores.items() if any(key in run["audit"] for run in runs)}
+    told = "".join(f"{title:>20}" for title in scores.values())
+    lines = [f"{'test accuracy, %':<24}{head}{'labels':>11}{told}{'seeds':>7}"]
     for name, rows in {"before training": {0: before}, **by_row}.items():
         if rows := list(rows.values()):
             cells = "".join(f"{mean_error([100 * row['after'][kind][title] for row in rows]):>16}"
                             for kind, title in kinds)
             labels = f"{rows[0]['labels_used']}/{rows[0]['labels_available']}"
-            audits = [[row["audit"].get(key) for row in rows if row.get("audit")]
-                      for key in ("accuracy", "auc")]
+            audits = [[row["audit"].get(key) for row in rows if row.get("audit")] for key in scores]
             audit = ["" if None in values or not values else mean_error(values, 3) for values in audits]
-            lines.append(f"{name:<24}{cells}{labels:>11}{audit[0]:>20}{audit[1]:>18}{len(rows):>7}")
+            told = "".join(f"{text:>20}" for text in audit)
+            lines.append(f"{name:<24}{cells}{labels:>11}{told}{len(rows):>7}")
     return "\n".join(lines + differences(by_row))
 
 
@@ -177,10 +180,11 @@ def report(results: dict) -> str:
     lines.append(f"labels used         {results['labels_used']} of {results['labels_available']}")
     if results["audit"]:
         audit = {name: "-" if value is None else f"{value:.3f}" for name, value in results["audit"].items()}
+        alone = f" (agreement alone {audit['agreement_auc']})" if "agreement_auc" in audit else ""
         right = results["audit"].get("right")
         lines.append(f"predicted rewards   accuracy {audit['accuracy']}, precision {audit['precision']}, "
-                     f"recall {audit['recall']}, false positives {audit['fp_rate']}, AUC {audit['auc']} "
-                     f"on {results['audit']['rollouts']} rollouts"
+                     f"recall {audit['recall']}, false positives {audit['fp_rate']}, "
+                     f"AUC {audit['auc']}{alone} on {results['audit']['rollouts']} rollouts"
                      + ("" if right is None else f", {right:.0%} of them right"))
     if results["dropped"]:
         counts = (f"{name}: {n} {why}" for name, reasons in results["dropped"].items()

@@ -246,11 +246,12 @@ class Tally:
 
 class Audit(Tally):
     """Compares predicted rewards with the truth on unlabelled rollouts. It alone holds the hidden labels,
-    which only an experiment has; what it returns goes to the log and nowhere else."""
+    which only an experiment has; what it returns goes to the log and nowhere else. Beside each prediction
+    stands the rollout's agreement, the share of its group with this answer: what can be had for nothing."""
 
     def __init__(self, tasks: list, threshold: float):
         super().__init__(threshold)
-        self.truth = {task.id: task for task in tasks}
+        self.truth, self.agreement = {task.id: task for task in tasks}, []
 
     def verify(self, tasks: list, texts: list[str]) -> list[float | None]:
         """The true rewards of responses, None where nobody knows. Nothing else touches a hidden label."""
@@ -274,11 +275,25 @@ class Audit(Tally):
         pairs, size = [], run.config.group_size
         if rows:
             groups = experience.groups and experience.groups.rows(torch.tensor(rows))
-            probabilities = predict_rewards(run.memory, groups, [experience.keys[b] for b in rows])
+            keys = [experience.keys[b] for b in rows]
+            probabilities = predict_rewards(run.memory, groups, keys)
+            agreement = [group.count(key) / size if key is not None else 0.0
+                         for group in keys for key in group]
             texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
             tasks = [experience.tasks[b] for b in rows for _ in range(size)]
-            pairs = list(zip(probabilities.flatten().tolist(), self.verify(tasks, texts)))
+            pairs = list(zip(probabilities.flatten().tolist(), self.verify(tasks, texts), agreement))
         self.extend(gather(run, pairs))
+
+    def extend(self, rows: list[tuple[float, float, float]]) -> None:
+        """Add probability, reward and agreement of rollouts."""
+        super().extend([(probability, reward) for probability, reward, _ in rows])
+        self.agreement += [agreement for *_, agreement in rows]
+
+    def metrics(self, first: int = 0) -> dict:
+        """The same, and agreement_auc: that of agreement as a score."""
+        part, alone = super().metrics(first), Tally(self.threshold)
+        alone.extend(zip(self.agreement[first:], self.rewards[first:]))
+        return part and part | {"agreement_auc": alone.metrics()["auc"]}
 
 
 class Drift(Tally):

@@ -259,7 +259,8 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
                 run.memory.save(new / "memory.pt")
             state = {"evaluations": log.evaluations, "marks": log.marks, "versions": log.versions,
                      "seconds": time.perf_counter() - log.start,
-                     "audit": (audit.probabilities, audit.rewards), "warm_up": drift.warm_up,
+                     "audit": list(zip(audit.probabilities, audit.rewards, audit.agreement)),
+                     "warm_up": drift.warm_up,
                      "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}
             torch.save(state, new / "progress.pt")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
@@ -323,7 +324,7 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
     log.evaluations, log.marks = state["evaluations"], state["marks"]
     log.versions = list(dict.fromkeys([*state.get("versions", ()), version()]))
     log.start = time.perf_counter() - state["seconds"]
-    audit.probabilities, audit.rewards = state["audit"]
+    audit.extend(state["audit"])
     drift.extend(state["drift"])
     drift.warm_up = state["warm_up"]
     extra = 0 < step < run.config.steps and not due(step, run.config.eval_every)

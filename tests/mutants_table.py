@@ -206,7 +206,7 @@ TABLE = {
         ("str(whole))\n    refresh(run)\n", "str(whole))\n"),
         ("        run.memory.load(whole / \"memory.pt\", run.device)\n", "        pass\n"),
         ("    log.evaluations, log.marks = state[\"evaluations\"], state[\"marks\"]\n", ""),
-        ("    audit.probabilities, audit.rewards = state[\"audit\"]\n", ""),
+        ('    audit.extend(state["audit"])\n', ""),
         ("    cut_logs(run, step, extra)\n", ""),
         ('(line for line in lines if line.endswith("\\n"))', "lines"),  # half a line
         ('row["step"] < step or', 'row["step"] <= step + 1 or'),
@@ -219,16 +219,17 @@ TABLE = {
         ("(folder / \"tasks.json\").read_text()) == chosen", "(folder / \"tasks.json\").read_text())"),
     ]),
     "lab/log.py": (["lab/log.py", "tests/test_steps.py", "tests/test_train.py"], [
-        ("zip(probabilities.flatten().tolist(), self.verify(tasks, texts))",  # the truth is the prediction
-            "zip(probabilities.flatten().tolist(), (probabilities.flatten() > 0.5).float().tolist())"),
+        ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),
+        ("self.verify(tasks, texts), agreement)",  # the truth is the prediction
+            "(probabilities.flatten() > 0.5).float().tolist(), agreement)"),
         ("metrics(probabilities, rewards, self.threshold)", "metrics(probabilities, rewards)"),
         ("torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])",
             "torch.tensor(self.probabilities), torch.tensor(self.rewards)"),
         ("if not task.labelled and self.truth[task.id].labelled]", "if self.truth[task.id].labelled]"),
         ("experience.groups and experience.groups.rows(torch.tensor(rows))\n",
             "experience.groups and experience.groups.rows(slice(len(rows)))\n"),
-        ("predict_rewards(run.memory, groups, [experience.keys[b] for b in rows])",
-            "predict_rewards(run.memory, groups, experience.keys[: len(rows)])"),
+        ("predict_rewards(run.memory, groups, keys)\n            agreement",
+            "predict_rewards(run.memory, groups, experience.keys[: len(rows)])\n            agreement"),
         ("predict_rewards(run.memory, groups, keys, exclude=ids)",
             "predict_rewards(run.memory, groups, keys)"),
         ("round(config.drift_fraction * len(labelled))", "round(0.1 * len(labelled))"),

@@ -482,6 +482,8 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     audit.add(run, experience)
     assert asked == [[1.0, 3.0]]
     assert audit.probabilities == pytest.approx([0.9, 0.0, 0.2, 0.8]) and audit.rewards == [1, 0, 0, 1]
+    assert audit.agreement == [0.5, 0.0, 1.0, 1.0]
+    assert audit.metrics()["agreement_auc"] == (1 + 0 + 1 + 0.5) / 4 and audit.metrics(4) == {}
 
 
 def test_the_seed_decides_which_tasks_are_shown():
