@@ -81,8 +81,8 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
     hidden = hidden if exclude is None else hidden | exclude[:, groups]
     hidden, k = (hidden, k) if k else (torch.ones_like(hidden), 1)
     nearest, cosines = knn(receivers.queries, memory.queries[groups[:, 0]], k, hidden.all(-1))  # (B, k)
-    near = groups[nearest].clamp(min=0).flatten(1)  # (B, k*n), called n from here on
-    hidden = hidden[torch.arange(len(nearest), device=near.device)[:, None], nearest].flatten(1)
+    near = groups[nearest].clamp(min=0).flatten(1)  # (B, k*n) rows of their groups; k*n is called n below
+    hidden = hidden[torch.arange(len(nearest), device=near.device)[:, None], nearest].flatten(1)  # (B, n)
     cosines = cosines.repeat_interleave(groups.shape[1], dim=1).masked_fill(hidden, -math.inf)
     edges = [(near, cosines)]
     candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, n*G)

@@ -321,8 +321,10 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
     if run.memory is not None:
         run.memory.load(whole / "memory.pt", run.device)
     state, step = torch.load(whole / "progress.pt", weights_only=True), int(whole.name)
+    check("versions" in state, f"resume: {whole} was written by an earlier version of the project; go on "
+          "with that one, or start anew in another folder")
     log.evaluations, log.marks = state["evaluations"], state["marks"]
-    log.versions = list(dict.fromkeys([*state.get("versions", ()), version()]))
+    log.versions = list(dict.fromkeys([*state["versions"], version()]))
     log.start = time.perf_counter() - state["seconds"]
     audit.extend(state["audit"])
     drift.extend(state["drift"])
@@ -377,8 +379,8 @@ def finish(run, log, audit) -> dict:
     save_policy(run, run.folder / "policy")
     results = {
         "version": " then ".join(log.versions), "mode": config.mode, "label_ratio": config.label_ratio,
-        "seed": config.seed,
-        "steps": config.steps, **log.labels, "before": log.evaluations[0], "after": log.evaluations[-1],
+        "seed": config.seed, "steps": config.steps, **log.labels,
+        "before": log.evaluations[0], "after": log.evaluations[-1],
         "evaluations": log.evaluations, "audit": audit.metrics(), "dropped": run.dropped,
         "seconds": time.perf_counter() - log.start}
     if run.accelerator.is_main_process:

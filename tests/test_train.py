@@ -131,7 +131,7 @@ def test_compare_begins_at_its_seed_and_names_runs_by_ratio_and_pick(quick, tmp_
         result = {"before": {"step": 0, **score}, "after": score, "labels_used": 1, "labels_available": 5}
         (folder / "results.json").write_text(json.dumps(result | {"audit": {}, "seed": config.seed}))
 
-    config = quick(output_dir=str(tmp_path / "all"), seed=3, seeds=2, variants="r1p 0.1 coverage")
+    config = quick(output_dir=str(tmp_path / "all"), seed=3, seeds=2, variants="r1p 0.1 coverage, ")
     compare.compare(config, run)
     names = ["r1p-0.2", "majority-0.2", "memreward-0.2", "oracle-1.0", "r1p-0.1-coverage"]
     assert [name for name, *_ in begun] == [f"{name}-{seed}" for seed in (3, 4) for name in names]
@@ -1013,6 +1013,13 @@ def test_a_run_that_two_versions_of_the_method_made_is_of_neither(quick, monkeyp
     monkeypatch.setattr("lab.log.version", lambda: "another")
     config = quick(mode="r1p", steps=2, eval_every=1, resume=quick().output_dir)
     assert train.train(config)["version"] == f"{results['version']} then another"
+    newest = sorted((Path(quick().output_dir) / "checkpoints").iterdir())[-1]
+    state = torch.load(newest / "progress.pt")
+    del state["versions"]  # as before versions were kept
+    torch.save(state, newest / "progress.pt")
+    runs.write_json(newest / "checksums.json", runs.checksums(newest))
+    with pytest.raises(ValueError, match="^resume: .*000002 was written by an earlier version of"):
+        train.train(dataclasses.replace(config, steps=3))
 
 
 def test_every_setting_is_read():
