@@ -1,12 +1,17 @@
 """Several processes train as one does: the same rollouts, rewards, losses and weights, whole or sharded."""
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import socket
-import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -21,15 +26,44 @@ RUN = (
 
 def launch(folder, *command, arguments=RUN):
     """Run a command that trains into a folder, to its end."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     command = [
         sys.executable,
         *command,
         *arguments,
         *([] if "--resume" in arguments else ["--output_dir", str(folder)]),
     ]
-    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0, out.stderr[-3000:]
+    code, output = finish(command)
+    if code is None:  # processes waited for each other for ever, once in hundreds of runs, why is not known
+        warnings.warn(f"{command[1:4]} hung and is started again; where it stood:\n{output}", stacklevel=2)
+        if "--resume" not in arguments:
+            shutil.rmtree(folder, ignore_errors=True)
+        code, output = finish(command)
+    assert code == 0, output[-6000:]
+
+
+def finish(command, seconds=200):
+    """Exit status and output of a command that starts processes of its own; of one that takes longer, None,
+    and its output ends with where each of its threads stood."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", PYTHONFAULTHANDLER="1")
+    with tempfile.TemporaryFile("w+") as output:
+        main = psutil.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        try:
+            code = main.wait(seconds)
+        except psutil.TimeoutExpired:
+            code, family = None, [*main.children(recursive=True), main]
+            for kill in (signal.SIGABRT, signal.SIGKILL):  # the first makes faulthandler tell
+                for process in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(kill)
+                family = psutil.wait_procs(family, 10)[1]
+        output.seek(0)
+        return code, output.read()
+
+
+def test_a_command_that_hangs_is_ended_and_tells_where_it_stood():
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time\\ntime.sleep(99)'])"
+    status, output = finish([sys.executable, "-c", code], seconds=4)
+    assert status is None and 'File "<string>", line 2 in <module>' in output and "subprocess.py" in output
 
 
 def port():
@@ -40,7 +74,7 @@ def port():
 
 
 def two_processes():
-    return "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port(), "train.py"
+    return "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"
 
 
 def two_shards():
