@@ -58,16 +58,29 @@ def opened_thought(prompt: str) -> str:
 
 # ---- where the final answer stands ----
 
-REFUSED = re.compile(r"(?:\b(?:not?|never|or|n?either)|n['’]t"
-                     r"|\\neq?|[≠~≈]|\\approx|(?<=[\s$=(])-)[$*(\s]*\Z", re.I)
+REFUSED = re.compile(r"(?:\b(?:not?|never|or|n?either|maybe|perhaps|possibly)|n['’]t(?: be)?"
+                     r"|\\neq?|[≠~≈]|\\approx|[=$(]\s*-)[$*(\s]*\Z|(?<=\s)-[$*(]*\Z", re.I)
+FACTOR = re.compile(r"(?:[0-9]|\\(?:cdot|times)\s*|\\[dt]?frac\{|\\boxed\{[^{}]*\})\Z")  # 2\boxed{5}
+SCALED = re.compile(r"\A(?:[0-9]|\s*(?:\\(?:pi|[dt]?frac|sqrt|times|cdot)(?![a-z])"  # \boxed{5}\pi
+                    r"|\^\s*\{?\s*(?:[0-9]|[a-z]\b)|[*/]\s*[0-9]"
+                    r"|(?:\\text\{\s*)?(?:hundred|thousand|[mb]illion|trillion)\b))", re.I)
 RETRACTED = re.compile(r"\A[^\w?]*(?:\?|(?:text\W+)?(?:or\b|(?:is|was)"
-                       r"(?:(?:n['’]t| not)(?: the| right| correct)| wrong| incorrect| false)\b))"
-                       r"|\A\s*\n\s*[-+$\\]*[0-9]|\boops\b|\bscratch that\b|\bmy (?:mistake|bad)\b"
+                       r"(?:(?:n['’]t| not)(?: the| right| correct)| wrong| incorrect| false)\b"
+                       r"|would be wrong\b))"
+                       r"|\A\s*\n\s*[-+$\\]*[0-9](?![^\n]*=)|\boops\b|\bscratch that\b|\bmy (?:mistake|bad)\b"
+                       r"|\bapologi[sz]e\b|\bI made an? (?:error|mistake)\b|\bon second thought\b"
+                       r"|\bthat['’]s (?:wrong|incorrect|not right)\b|(?:\A|[.!?\n])\s*No, (?:the|it|that)\b"
                        r"|(?:\A|[.!?,;:(\n—–-])[\s*_]*(?:wait|actually|correction)\s*(?:[.,:!?…—–-]|\Z|\n)"
                        r"|\b(?:wait|actually|correction)[\s*_]+(?:(?:no|not|it|it['’]s|that|that['’]s|this)\b"
                        r"|(?:let me|I|the|so|my)\b[^.\n]{0,40}\b(?:is|was|be|made|check|answer|mistake|wrong)"
                        r"\b"
                        r"|[$\\(*-]*[0-9]|\(?\*{0,2}(?-i:[A-J])\b(?!['’/]))", re.I)
+CORRECTED = re.compile(r"\b(?:correct(?:ed)?|actual|final|right) answer(?: is|:| should be)[\s*$\\(]*"
+                       r"(-?[0-9](?:[0-9,./]*[0-9])?)(?!\.?[0-9]|\s*[-+*/=×(])", re.I)
+# #### Step 3 is no answer
+HEADING = r"(?!\s*\**(?:step|case|part|example|explanation|verification|check|note)\b)"
+MARKER = re.compile("####" + HEADING, re.I)
+ANSWER_LINE = re.compile(r"\W*(?:the )?(?:final )?answer(?: is)?\W*", re.I)  # the next line says it
 BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|\bor\b|\band\b|\\text\{\s*(?:or|and)\s*\})[\s$]*(?:and|or)?[\s$]*")
 
 
@@ -90,8 +103,9 @@ def last_boxes(text: str) -> list[tuple[int, int, str]]:
 def final_math(response: str) -> tuple[int, str]:
     """(where the last marker starts, the final answer's text: "" where there is none, or it is denied or
     hedged)."""
-    hashes = response.rfind("####", max(len(response) - SEARCHED, 0))
-    offset = hashes + 4 if hashes >= 0 else max(len(response) - SEARCHED, 0)
+    begin = max(len(response) - SEARCHED, 0)
+    hashes = max((mark.start() for mark in MARKER.finditer(response, begin)), default=-1)
+    offset = hashes + 4 if hashes >= 0 else begin
     text, boxes = response[offset:], last_boxes(response[offset:])
     if boxes:
         start, end, answer = boxes.pop()
@@ -99,12 +113,16 @@ def final_math(response: str) -> tuple[int, str]:
         while boxes and BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):
             start, answer = boxes[-1][0], f"{boxes.pop()[2]}, {answer}"
         start += offset
-    elif word := hashes >= 0 and re.search(r"[^\W_]", text):  # the first line that says anything
-        end = (text.find("\n", word.start()) + 1 or len(text) + 1) - 1
-        start, answer = hashes, text[text.rfind("\n", 0, word.start()) + 1: end].strip()
+        before, behind = response[max(start - 20, 0): start], text[end: end + 2000]
+        vague = FACTOR.search(before) or SCALED.match(behind)
+    elif hashes >= 0 and (lines := list(re.finditer(r"[^\n]*[^\W_][^\n]*", text))):
+        line = lines[len(lines) > 1 and ANSWER_LINE.fullmatch(lines[0][0]) is not None]
+        start, answer = hashes, line[0].strip()  # the first line that says anything
+        before, behind, vague = response[max(start - 20, 0): start], text[line.end(): line.end() + 2000], None
     else:
         return hashes if hashes >= 0 else len(response), ""
-    vague = REFUSED.search(response[max(start - 20, 0): start]) or RETRACTED.search(text[end: end + 2000])
+    vague = vague or REFUSED.search(before) or RETRACTED.search(behind)
+    vague = vague or any(math_key(other[1]) != math_key(answer) for other in CORRECTED.finditer(behind))
     return start, "" if vague else answer
 
 
@@ -128,14 +146,21 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in (  # once, in this or
     (r"[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0])),
     (r"[⁰¹²³⁴-⁹⁻]+", lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}"),
     (r"(?s).+", lambda m: unicodedata.normalize("NFKC", m[0]).translate(UNICODE)),
-    (r"\\?[$%]|\bpercent\b", " "), (r"\{,\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\*\*", "^"),
+    (r"\\?[$%]|\bpercent\b", " "), (r"\{,\}", ","), (r"\{\{([^{}]*)\}\}", r"{\1}"),
+    # {x | 1 < x < 2}
+    (r"\\\{\s*[a-z]\s*(?:\\mid|[|:])([^{}]*[<>][^{}]*|[^{}]*\\[gl]e[^{}]*)\\\}", r"\1"),
+    (r"(?<=[(\[])([^()\[\],;]+);([^()\[\],;]+)(?=[)\]])", r"\1,\2"),  # (2; 3)
+    (r"\\[dtc]frac", r"\\frac"), (r"\*\*", "^"),
                                                             (r"[⟦⟧]", "?"),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?|\\(?:displaystyle|limits)", ""),
-    (r"\\\{|\\lbrace", "⟦"), (r"\\\}|\\rbrace", "⟧"), (r"(?<!\\)\\[()\[\],;: ]|\\q?quad|(?<=[\w}])~", " "),
+    (r"(?<=[0-9}])\s*(?:\\text\s*\{\s*|\\mathrm\s*\{\s*~\s*)([A-Z])\s*\}", r' "\1" '),  # 10 N
+    (r"\\\{|\\lbrace", "⟦"), (r"\\\}|\\rbrace", "⟧"), (r"(?<!\\)\\[()\[\],;: ]|\\q?quad|(?<=[\w}{])~", " "),
     (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|\bdegrees?\b)(?:\s*(?:[CF]\b|\\text\{\s*[CF]\s*\}))?",
      "° "),
     (r"\\operatorname\*?\s*\{([A-Za-z]+)\}(?=\s*(?:[({\\|0-9]|[a-z]\b))", r"\\\1 "),  # a function, not a unit
-    (r"\\(?:text|mathrm)\s*\{\s*([A-Za-z]{2,})\s*\}(?=\s*\()", r"\\\1 "),
+    (r"\\(?:text|mathrm)\s*\{\s*(?!and\b|or\b)([A-Za-z]{2,})\s*\}(?=\s*\()", r"\\\1 "),
+    (r"(?i)(?<=[0-9])\s*\\(?:text|mathrm)\s*\{[\s~]*(hundred|thousand|million|billion|trillion)s?\b",
+     r" \1 \\text{"),
     (r"(?<![\w}\]^\\])\{([^{},]+(?:,[^{},]+)+)\}", r"⟦\1⟧"),  # {1, 2}
     # words, not products
     (r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname)\s*\{([^{}]*)\}",
@@ -157,8 +182,8 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in (  # once, in this or
     (r"(?<=[0-9])\s*[xX]\s*(?=[0-9])", "*"), (r"(?i)\b(?:negative|minus)\s+(?=[0-9])", "-"),
     (r"(?i)\b(?:over|under|up to)\s+(?=[$0-9])", "about "), (r"(?i)(?<=[0-9])\s+squared\b(?!\s+[a-z])", "^2"),
     (r"(?i)(?<=[0-9])\s+cubed\b(?!\s+[a-z])", "^3"),
-    (r"(?i)(?<=[0-9])\s+(hundred|thousand|million|billion)\b",
-     lambda m: "*1" + "0" * {"h": 2, "t": 3, "m": 6, "b": 9}[m[1][0].lower()]))]
+    (r"(?i)(?<=[0-9])\s+(hundred|thousand|million|billion|trillion)\b",
+     lambda m: "*1" + "0" * {"hu": 2, "th": 3, "mi": 6, "bi": 9, "tr": 12}[m[1][:2].lower()]))]
 CALLED = r"\\(?:(?:arc)?(?:sin|cos|tan)|(?:ar)?(?:sin|cos|tan)h|sec|csc|cot|ln|log|exp)"
 MACROS = [(re.compile(pattern), new) for pattern, new in (  # until nothing changes: innermost braces first
     (r"\\frac" + ARGUMENT * 2, r"((\1\2)/(\3\4))"), (r"\\d?binom" + ARGUMENT * 2, r" \\binom(\1\2,\3\4)"),
@@ -174,21 +199,26 @@ MACROS = [(re.compile(pattern), new) for pattern, new in (  # until nothing chan
     (rf"({CALLED})\s*((?:[0-9.]|\\pi|\\theta|\b[a-z]\b|(?<=[0-9])[a-z])+(?:\^[0-9])?)", r"\1(\2)"))]
 TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?:_[0-9]+)?'
                    r'|[A-Za-z]_(?:[0-9]+|[a-zA-Z])|[A-Za-z]+|[<>]=|\S', re.S)
-ALIASES = {r"\leq": r"\le", "<=": r"\le", r"\geq": r"\ge", ">=": r"\ge", r"\lt": "<", r"\gt": ">",
+ALIASES = {r"\leq": r"\le", r"\leqslant": r"\le", r"\geqslant": r"\ge", "<=": r"\le",
+           r"\geq": r"\ge", ">=": r"\ge", r"\lt": "<", r"\gt": ">",
            r"\cdot": "*",
            r"\times": "*", r"\ast": "*", r"\div": "/", r"\langle": "(", r"\rangle": ")",
            r"\varnothing": r"\emptyset",
            r"\backslash": r"\setminus", "⟦": "{", "⟧": "}", "{": "(", "}": ")"}
-SHORT_WORDS = set("cm mm km kg mg ml sq ft in lb lbs oz hr hrs mph min sec pm am th st nd rd "
-                  "is of to at by on so an no it he we be if my or us rs as".split())
+UNITS = set("cm mm km kg mg ml sq ft in lb lbs oz hr hrs mph min sec pm am th st nd rd yr yrs pts tsp tbsp "
+            "yd yds kwh dvds tvs cds gb mb".split())
+SHORT_WORDS = set("is of to at by on so an no it he we be if my or us rs as".split())
 
 
 def _is_word(token: str, before: str, after: str) -> bool:
     """Whether letters are a word or a unit rather than a product of variables: 3 dogs, 5 m, 5 a day; but
     3xyz."""
-    return (token.lower() in SHORT_WORDS
-            or len(token) > 2 + before[-1:].isdigit() and re.search("[aeiouAEIOU]", token) is not None
-            or token in "mgshL" and re.fullmatch("[0-9] ", before) is not None
+    product = re.search(r"[+*^]\s?\Z", before) or re.match(r"\s?[*^]|\+| \+ ", after)
+    short = token.lower() in SHORT_WORDS and not re.search(r"[0-9)]\Z", before)
+    long = len(token) > 2 + before[-1:].isdigit() and re.search("[aeiouAEIOU]", token) is not None
+    return (token.lower() in UNITS and not re.search(r"[+*]\s?\Z", before) and not re.match(r"\s?[+*]", after)
+            or (short or long) and not product
+            or token in "mgshL" and re.fullmatch("[^^]?[0-9] ", before) is not None
             or token == "a" and re.match(" [A-Za-z]{2}", after) is not None)
 
 
@@ -215,7 +245,7 @@ def _tokens(text: str) -> list[str]:
         elif token == "pi" or token in FUNCTIONS and (token not in ("min", "max")
                                                       or text[match.end():][:1] == "("):
             tokens.append("\\" + token)
-        elif _is_word(token, text[max(match.start() - 2, 0): match.start()],
+        elif _is_word(token, text[max(match.start() - 3, 0): match.start()],
                       text[match.end(): match.end() + 3]):
             # a function?
             tokens.append(("\\" if text[match.end(): match.end() + 1] == "(" else '"') + token.lower())
@@ -403,7 +433,8 @@ def _set(items: list[str]) -> str:
 
 VAGUE = set("""not no none could might twice double than least most maybe perhaps probably possibly about
     around approximately roughly nearly almost between either neither half halves quarter third guess except
-    wrong unsure""".split())
+    wrong unsure minus thirds quarters fourths fifths sixths eighths tenths hundredths thousandths triple
+    thrice doubled tripled crore lakh""".split())
 FUNCTION_WORDS = set("""square cube root reciprocal inverse opposite negative negation factorial log logarithm
     sine cosine tangent multiple fraction percentage power complement conjugate""".split())
 CURVE = {"x", "y", "z", "t", "r", r"\theta"}  # variables of equations that are answers themselves
@@ -504,7 +535,14 @@ def _side(tokens: list[str]) -> list[str]:
 
 
 def _is_name(tokens: list[str]) -> bool:
-    """Whether tokens name what they equal: x, f(x), g(3), the total."""
+    """Whether tokens name what they equal: x, f(x), g(3), f'(2), dy/dx, the total."""
+    if re.fullmatch(r"\(*d[a-z]\)?/\(?d[a-z]\)*", "".join(tokens)):
+        return True
+    if tokens[1:6] == ["^", "(", "-", "1", ")"]:
+        tokens = tokens[:1] + tokens[6:]
+    tokens = [token for token in tokens if token != "'"] or tokens
+    if {r"\abs", r"\sqrt", r"\ln"} & set(tokens):  # of something unknown: no name
+        return False
     if tokens[1:2] == ["("] and tokens[-1] == ")" and re.fullmatch(r"[A-Za-z](_\w+)?", tokens[0]):
         tokens = tokens[:1] + [token for token in tokens[1:] if not re.fullmatch(r"[0-9.]+|[-/]", token)]
     return all(re.fullmatch(r"\"\S+|[^\W\d](_\w+)?|\\[a-zA-Z]+|[(),']", token)
@@ -612,13 +650,16 @@ def _keys(text: str) -> Keys:
     if len(text) > LONGEST_ANSWER or OPEN.search(text):
         return NOTHING
     try:
-        elements = [_element(part) for part in _split(_tokens(text), {",", ";", '"and', '"or'})[0] if part]
+        parts, marks = _split(_tokens(text), {",", ";", '"and', '"or'})
+        elements = [_element(part) for part in parts if part]
     except UNREADABLE:
         return NOTHING
     values, relations = [value for keys in elements for value in keys.values], [keys.relation
                                                                                 for keys in elements]
     if len(values) == 1:
         return elements[0]
+    if set(marks) == {'"or'} and all(" in " in (relation or "") for relation in relations):  # x < 1 or x > 2
+        return Keys(["union " + _set(values)], " or ".join(sorted(relations)))
     return Keys([_set(values)], _set(relations) if all(relations) else None) if values else NOTHING
 
 
@@ -650,15 +691,23 @@ def _same(key: str | None, other: str | None) -> bool:
     return flat and all(a == b or "*" in (a, b) for a, b in pairs)
 
 
+LABELLED = re.compile(r"\s*(?:\\text(?:bf)?\s*\{\s*|\\mathrm\s*\{\s*)?(?:\(([A-J])\)|([A-J])[.)])"
+                      r"[.\s~]*\}?[\s~\\:]*([^\s}].*)", re.S)
+
+
 def equal_math(given: str, answer: str) -> bool:
     """Whether a given final answer equals the reference, by value; the reference may be an equation or a
     percentage."""
     given = _without_closing(given)
     keys, truth = _keys(given), _keys(answer)
+    for one, other in ((given, answer), (answer, given)):  # (C) 12 is C and is 12
+        if (both := LABELLED.fullmatch(one)) and not LABELLED.fullmatch(other):
+            return other.strip("$.() ") == (both[1] or both[2]) or equal_math(both[3], other)
     if not keys.values or not truth.values:
         return False
     if keys.relation and truth.relation:  # y = 5 is not x = 5
-        return keys.relation == truth.relation
+        solved = truth.relation == truth.values[0] or "~" in truth.values[0]  # 2x = 10 is not yet x = 5
+        return keys.relation == truth.relation and (solved or keys.values == truth.values)
     if _same(keys.values[0], truth.values[0]) or truth.relation is None and _same(keys.restated,
                                                                                   truth.values[0]):
         return True
@@ -670,22 +719,27 @@ def equal_math(given: str, answer: str) -> bool:
 # ---- QA ----
 
 STATEMENT = re.compile(
-    r"####|\\boxed\s*\{?|<answer>|\bI (?:choose|pick|select)\b|\b(?:answer|option|choice)\b"
+    "####" + HEADING + r"|\\boxed\s*\{?|<answer>|\bI (?:choose|pick|select)\b|\b(?:answer|option|choice)\b"
     r"(?: to th\w+ question)?[*\"'\s]{0,3}(?:(?:\s*(?:is|was|would|should|must|be)\b)+|\s*[:=：])"
-    r"|(?=\b(?:option |choice )?\(?[A-J]\)?\*{0,2} is (?:the )?(?:correct|right|best|answer)\b)", re.I)
-FILLER = (r"[\W_]*(?:(?:the|correct|best|option|choice|answer|letter|is|definitely|clearly|therefore|thus)\b"
+    r"|(?=\b(?:option |choice )?\(?[A-J]\)?\*{0,2} is (?:the )?(?:correct|right|best|answer)"
+    r"(?: (?:answer|option|choice|one))?\b\W*(?:[.,;:!\n]|\Z|(?:because|since|as|for|here)\b))", re.I)
+ASIDE = re.compile(r"\b(?:wrong|incorrect|tempting|false|worst|second)\W*\Z", re.I)
+FILLER = (r"[\W_]*(?:(?:the|correct|best|final|option|choice|answer|letter|is|definitely|clearly|therefore"
+          r"|thus|most likely|simply|indeed|obviously|certainly)\b"
           r"[\W_]*)*")
 LETTER = re.compile(FILLER + r"([A-J])(?!'?\w|\.\w\.)(.*)", re.S | re.I)
 NO_LETTER = re.compile(FILLER + r"(?:\b(?:not|none|no|neither|nor|either|both|unclear|unknown|cannot)"
                        r"|n['’]t)\b", re.I)
-HEDGE = re.compile(r"[\W_]*(?:\b(?:or|vs)\b|(?:(?:and|maybe|perhaps|possibly|option|choice)[\W_]+)*"
+HEDGE = re.compile(r"(?:[^\w\n]|_)*(?:\n[\W_]*(?=(?:or|vs)\b|[A-J]\W*(?:\n|\Z)))?(?:\b(?:or|vs)\b"
+                   r"|(?:(?:and|maybe|perhaps|possibly|option|choice)[\W_]+)*"
                    r"(?!I\W.*\bI[IV])[A-J](?=[\W_]*\Z|[)\]}*.,;/\n]|\s+(?:or|and|are|both)\b))", re.I)
 ENDS = re.compile(r"\s*(?:[^\w\s]|\n|\Z)|\s+(?:because|since|as|due|is|which|for|based|given)\b")
 CHOICE_LINE = re.compile(
     r"^[^\w\n]*(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[^\w\n]+)?([A-J])(?:[^\w\n]*$|(?:[).:*]| -)[^\n]*$)"
-    r"|^(?![^\n]*(?:\bnot|n['’]t)\b)[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
-
-
+    r"|^(?![^\n]*(?i:\b(?:not|rule|ruling|incorrect|wrong|(?:eliminat|exclud|discard|consider)\w*)\b|n['’]t\b))"
+    r"[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
+REJECTED = re.compile(r"\b(?:not?|never|incorrect|wrong|false|untrue|rule|ruling)\b|n['’]t\b"
+                      r"|\b(?:eliminat|exclud|discard)", re.I)
 # between a letter and its choice's text
 LABEL = re.compile(r"[*)\]]*[).:\]][*]*[ \t]+|[*)\]]+[ \t]+|[ \t]+[-–—][ \t]+")
 # of letters alone
@@ -720,6 +774,11 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"[\"'*_`$\\{}]+|[.,;:!\s]+\Z", "", text).casefold().split())
 
 
+def _text_of(letter: str, choices: Sequence[str]) -> str | None:
+    """What the choice of that letter says, as texts compare; None where there is none."""
+    return _plain(choices[LETTERS.index(letter)]) if letter in LETTERS[: len(choices)] else None
+
+
 def _choice(text: str, choices: Sequence[str]) -> str | None:
     """The letter of the only choice whose text a line says, alone, or before a reason."""
     line, _, more = text.strip().partition("\n")
@@ -729,6 +788,8 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
     line = STATED.sub("", line)
     said = {_plain(part) for part in (line, re.split(r"[,.;]? (?:because|since|as|for)\b|[.;] |\}", line)[0])}
     found = [letter for letter, choice in zip(LETTERS, plain, strict=False) if choice and choice in said]
+    if not found and re.search("[0-9]", line) and len(line) <= LONGEST_ANSWER:  # 3.0, where choice C is 3
+        found = [letter for letter, choice in zip(LETTERS, choices, strict=False) if equal_math(line, choice)]
     return found[0] if len(found) == 1 and plain.count(plain[LETTERS.index(found[0])]) == 1 else None
 
 
@@ -743,23 +804,49 @@ def _letter(text: str, choices: Sequence[str] = ()) -> str | None:
         return _choice(text, choices) or letter
     letter, rest = found[1].upper(), found[2]
     if (found[1].islower() or letter in "AI") and not ENDS.match(rest):
+        if _plain(rest.partition("\n")[0]) == _text_of(letter, choices):  # A Rome
+            return letter
         hedged = found[1].isupper() and re.match(r"\s+(?:or|and|vs)\b\W*[A-J]\b", rest)
         return "" if hedged else _choice(text, choices)
     label = LABEL.match(rest)
-    known = label and letter in LETTERS[: len(choices)] and _plain(rest[label.end():].partition("\n")[0])
-    if known and known == _plain(choices[LETTERS.index(letter)]):  # B. C, where C is what choice B says
+    if label and _plain(rest[label.end():].partition("\n")[0]) == _text_of(letter, choices):  # B. C: B says C
         rest = "\n" + rest.partition("\n")[2]
     return "" if _is_hedged(letter, rest) or RETRACTED.search(rest) else letter
+
+
+def _is_aside(mark: re.Match, response: str) -> bool:
+    """Whether a statement is of another answer: the wrong answer is A; if it were, the answer would be A."""
+    before = response[max(mark.start() - 80, 0): mark.start()]
+    return bool(ASIDE.search(before) or "would" in mark[0] and re.search(r"\bif\b[^.\n]*\Z", before, re.I))
+
+
+def _is_answer_line(line: re.Match, choices: Sequence[str]) -> bool:
+    """Whether a line with a letter may be an answer: the letter alone, or, where choices are known, with its
+    text; never one that calls the choice wrong."""
+    letter, rest = line[line.lastindex].upper(), line[0][line.end(line.lastindex) - line.start():]
+    said = _text_of(letter, choices)
+    if not re.search(r"\w", rest):
+        return not choices or said is not None
+    if REJECTED.search(rest):
+        return False
+    return not choices or bool(said) and _plain(rest.lstrip(" ).:*-–—]")).startswith(said)
 
 
 def final_choice(response: str, choices: Sequence[str] = ()) -> tuple[int, str, str | None]:
     """(start, text, letter) of the last statement of an answer, or of the only line that is nothing but a
     choice."""
-    begin = 0
+    begin, end, others = 0, len(response), set()
     for mark in reversed(list(STATEMENT.finditer(response, max(len(response) - SEARCHED, 0)))):
-        text = response[mark.end(): mark.end() + LONGEST_ANSWER]
+        text = response[mark.end(): min(mark.end() + LONGEST_ANSWER, end)]
         denied = REFUSED.search(response[max(mark.start() - 20, 0): mark.start()])
+        no = re.match(FILLER + r"not\W+(?:option |choice )?\(?([A-J])\b", text, re.I)
+        if mark[0][:1] not in ("#", "\\", "<") and (no or _is_aside(mark, response)):
+            end = mark.start()
+            others |= {no[1].upper()} if no else set()
+            continue
         letter = _letter(text, choices) if not denied else None
+        if letter and (letter in others or choices and _text_of(letter, choices) is None):
+            letter = None
         if letter or mark[0][:1] in ("#", "\\") or NO_LETTER.match(text):  # others may be no statement at all
             return mark.start(), text.strip().partition("\n")[0], letter or None
         if letter == "":  # a hedge: only what stands behind it can still be an answer
@@ -767,7 +854,7 @@ def final_choice(response: str, choices: Sequence[str] = ()) -> tuple[int, str, 
             break
     searched = response[: max(begin, 0) + SEARCHED]
     lines = [(m, _letter(searched[m.start(m.lastindex): m.end()]))
-             for m in CHOICE_LINE.finditer(searched, begin)]
+             for m in CHOICE_LINE.finditer(searched, begin) if _is_answer_line(m, choices)]
     if len({letter for _, letter in lines}) == 1:
         match, letter = lines[-1]
         start = match.start(match.lastindex)

@@ -97,7 +97,8 @@ def _humaneval(row: dict) -> dict:
 
 
 def _mbpp(row: dict) -> dict:
-    return _code(row["prompt"], row["code"], (*row["test_imports"], *row["test_list"]))
+    tests = (*row["test_imports"], *row["test_list"], row["test"])  # MBPP's own, and what MBPP+ adds
+    return _code(row["prompt"], row["code"], tests)
 
 
 BENCHMARKS = {

@@ -50,6 +50,7 @@ CODE_LIMIT = 100_000  # characters; a longer program counts as none
 FENCE = re.compile(r"```")
 PYTHON = ("python", "python3", "py")
 DEFINES = re.compile(r"^(?:async\s+def|def|class)\b|^\w+\s*=\s*lambda\b", re.MULTILINE)
+TESTING = re.compile(r"test(?:_|[A-Z]|\Z)|Test|(?:check|main)\Z")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -103,9 +104,11 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 
 def find_program(text: str) -> str:
-    r"""The last block marked python or py that defines something, else the last of those, else of the
-    unmarked blocks, else the whole text if it parses, else "". A block that is cut off counts up to the end
-    of the text.
+    r"""The last block marked python or py that defines something, else the last such unmarked one, else the
+    last marked one, else the last, else the whole text if it parses, else "". Passed over, where there is
+    another, are a block that defines nothing but tests (test_..., main) and one that does not parse. Blocks
+    that define what the chosen one reads are put before it. A block that is cut off counts up to the end of
+    the text.
 
     >>> find_program("First\n```python\nx = 1\n```\nor rather\n```py\nx = 2\n```\nwhich prints\n```\n2\n```")
     'x = 2\n'
@@ -114,11 +117,30 @@ def find_program(text: str) -> str:
     >>> find_program("```\nx = 3"), find_program("x = 4"), find_program("I am not sure.")
     ('x = 3', 'x = 4', '')
     """
-    blocks = _blocks(text)
-    for marks in (PYTHON, ("",)):
-        if found := [code for mark, code in blocks if mark in marks]:
-            return next((code for code in reversed(found) if DEFINES.search(code)), found[-1])
-    return "" if blocks or parse_code(text) is None else text
+    blocks = [(mark, code) for mark, code in _blocks(text) if mark in (*PYTHON, "")][-20:]
+    if not blocks:
+        return "" if "```" in text or parse_code(text) is None else text
+    trees = [parse_code(code) for _, code in blocks]
+    marked = [i for i, (mark, _) in enumerate(blocks) if mark]
+    defining = [i for i, (_, code) in enumerate(blocks) if DEFINES.search(code)]
+
+    def tests(i: int) -> bool:
+        made = [node.name for node in trees[i].body if isinstance(node, (ast.ClassDef, *FUNCTIONS[:2]))]
+        return bool(made) and all(map(TESTING.match, made))
+
+    found = [i for i in defining if i in marked] or defining or marked or list(range(len(blocks)))
+    found = [i for i in found if trees[i]] or found
+    chosen = ([i for i in found if not (trees[i] and tests(i))] or found)[-1]
+    program, tree = blocks[chosen][1], trees[chosen]
+    for i in reversed(range(chosen)):  # what it reads and does not define
+        if tree and trees[i] and not tests(i):
+            own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)} | _bound(tree.body)
+            names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+            own |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            if ({node.id for node in names} - own) & _bound(trees[i].body):
+                program = f"{blocks[i][1]}\n{program}"
+                tree = parse_code(program)
+    return program
 
 
 def code_key(program: str) -> str | None:

@@ -117,7 +117,7 @@ MBPP = {
     "prompt": "Write a python function to find the volume of a triangular prism.",
     "test_imports": ["import math"],
     "test_list": ["assert math.isclose(find_Volume(10,8,6), 240)", "assert find_Volume(3,2,2) == 6"],
-    "test": "inputs = [[10,8,6]]\nresults=[240]\n"
+    "test": "inputs = [[10,8,6], [1,1,1]]\nresults=[240, 0.5]\n"
     "for i, r in zip(inputs, results):\n    assert find_Volume(*i) == r\n",
 }
 ROWS = {  # name: (row, question, choices, answer)
@@ -383,7 +383,8 @@ def test_humaneval_and_mbpp_verify_right_and_wrong_programs(hub):
     hub("mbpp_plus", {"test": [{**MBPP, "task_id": int(number)}]})
     [strlen], [volume] = load_tasks("humaneval_plus", "train"), load_tasks("mbpp_plus", "train")
     assert strlen.tests == (HUMANEVAL["test"], "check(strlen)") and strlen.question.startswith("def strlen")
-    assert volume.tests == ("import math", *MBPP["test_list"])
+    assert volume.tests == ("import math", *MBPP["test_list"], MBPP["test"])  # MBPP's own and those of MBPP+
+    assert verify(volume, "def find_Volume(l, b, h): return l * b * h // 2") == 0.0  # passes MBPP's own
     assert volume.question == MBPP["prompt"] + "\nDefine find_Volume(a, b, c)."
     block = "```python\n{}\n```"
     right = [
@@ -467,6 +468,7 @@ def test_references_that_fail_their_own_tests_are_dropped_and_made_good(hub):
             "prompt": f"Add {n}.",
             "test_imports": [],
             "test_list": [f"assert add{n}(1) == {n} + 1"],
+            "test": f"for i in range(3):\n    assert add{n}(i) == {n} + i\n",
             "code": f"def add{n}(x): return x + {n}" if i % 4 else f"def add{n}(x): return {n}",
         }
         for i, n in enumerate(numbers)

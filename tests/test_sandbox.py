@@ -910,12 +910,31 @@ F = "def f(x):\n    return x\n"
                                             (f"```python\n{F}```\n```python\nassert f(2) == 3\n```", F),
     (f"```python\n{F}```\n```python\n>>> f(1)\n1\n```", F), (f"```\n{F}```\n```\n5\n```", F),
     (f"```python\n{F}```\n```python\ndef f(x): return 0\n```", "def f(x): return 0\n"),
-    (f"```python\n{F}```\n```python\ndef f(x", "def f(x"),
+    (f"```python\n{F}```\n```python\ndef g(x", F), ("```python\ndef f(x", "def f(x"),
     ('```python\ndef f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x\n```',
      'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x\n'),
     (f"<think>```python\n{F}```</think>I do not know it.", ""), (f"<think>```python\n{F}```", "")])
 def test_fences_examples_and_thoughts(response, code):
     assert extract_code(response) == code
+
+
+G = "def g(x):\n    return f(x)\n"
+
+
+@pytest.mark.parametrize("blocks, code", [
+    ([F, "def test_f():\n    assert f(1) == 1\n"], F), ([F, "def main():\n    print(f(1))\n\nmain()\n"], F),
+    ([F, "import unittest\nclass TestF(unittest.TestCase):\n    pass\n"], F), ([F, "print(f(1))\n"], F),
+    ([F, "def test_f():\n    assert f("], F), ([F, G], f"{F}\n{G}"), ([G, F], F),
+    (["import math\n", "def f(x):\n    return math.pi\n"], "import math\n\ndef f(x):\n    return math.pi\n"),
+    ([F, "def f(x):\n    return 0\n"], "def f(x):\n    return 0\n"),
+    (["def main(): pass\n"], "def main(): pass\n"),
+    ([F, G, "def h(x):\n    return g(x)\n"], f"{F}\n{G}\ndef h(x):\n    return g(x)\n")])
+def test_tests_replace_no_solution_and_helpers_go_with_it(blocks, code):
+    assert extract_code("Then\n".join(f"```python\n{block}```\n" for block in blocks)) == code
+
+
+def test_an_unmarked_solution_before_a_marked_example():
+    assert extract_code(f"```\n{F}```\nFor example\n```python\nprint(f(1))\n```") == F
 
 
 HELPER = """import math

@@ -25,13 +25,13 @@ RIGHT_NUMBERS = [
     ("48 + 24 = 72 clips", "72"), ("3 x 4 = 12", "12"), ("x = 3 + 4 = 7", "7"), ("5 = 5", "5"),
     ("The answer is 72.", "72"), ("Answer: 72", "72"), ("Natalia sold 72 clips", "72"),
     ("She has $72 left.", "72"), ("Total = $72", "72"), ("5 million", "5000000"), ("90°", "90"),
-    ("20 °C", "20"), ("90 degrees", "90"), ("5 cm^2", "5"), ("5 m", "5"), ("5kg", "5"), ("5 miles/hour", "5"),
-    ("5 m/s", "5"), ("25 square feet", "25"), ("\n72", "72"), ("72\n\nI hope this helps!", "72"),
-    ("72</s>", "72"), ("72<|im_end|>", "72"), ("<<48+24=72>>72", "72"), ("0.30000000000000004", "0.3"),
-    ("0.3333333333333333", "1/3"), ("3 + 4", "7"), ("2^10", "1024"), ("2**10", "1024"), ("10/4", "2.5"),
-    ("-0", "0"), ("(72)", "72"), ("1e3", "1000"), ("21st", "21"), ("=> 72", "72"), ("3/4 cup", "0.75"),
-    ("14.80", "14.8"), ("72 (total)", "72"), ("5 #### 6", "6"), ("18 left over", "18"),
-    ("25 squared feet", "25"), ("3/8 of a pizza", "0.375"),
+    ("20 °C", "20"), ("90 degrees", "90"), ("5 cm^2", "5"), ("5 m", "5"), ("5kg", "5"),
+    ("5 miles/hour", "5"), ("5 m/s", "5"), ("25 square feet", "25"), ("\n72", "72"),
+    ("72\n\nI hope this helps!", "72"), ("72</s>", "72"), ("72<|im_end|>", "72"), ("<<48+24=72>>72", "72"),
+    ("0.30000000000000004", "0.3"), ("0.3333333333333333", "1/3"), ("3 + 4", "7"), ("2^10", "1024"),
+    ("2**10", "1024"), ("10/4", "2.5"), ("-0", "0"), ("(72)", "72"), ("1e3", "1000"), ("21st", "21"),
+    ("=> 72", "72"), ("3/4 cup", "0.75"), ("14.80", "14.8"), ("72 (total)", "72"), ("5 #### 6", "6"),
+    ("18 left over", "18"), ("25 squared feet", "25"), ("3/8 of a pizza", "0.375"),
     ("Janet makes $18 every day at the farmers' market.", "18"), ("$1,250.75", "1250.75"),
     ("18 (eggs)", "18"),
 ]
@@ -373,7 +373,79 @@ CHOICE_TEXTS = [  # (response, its letter among CHOICES)
 ]
 
 
-@pytest.mark.parametrize("response, answer, reward", [*RESTATED, *FUNCTIONS, *FORMS, *RETRACTIONS, *THOUGHTS])
+CAPITALS = [  # (response, its letter among Rome, Paris, Oslo, Bern): what stands beside the answer
+    ("The correct answer is **B. Paris**.\n\n- **A. Rome**: Incorrect, this is in Italy.", "B"),
+    ("The correct answer is (B) Paris.\n\n(A) is wrong.", "B"), ("#### B\n\n(A) Rome is in Italy", "B"),
+    ("#### (B) Paris\n\nA and C are wrong.", "B"), ("#### B\nC", None), ("#### B\n\nor C", None),
+    ("Let's go through the options.\n\n(A) Rome - incorrect, it is in Italy.\n", None),
+    ("A. Rome is incorrect.\n\nThe capital of France is Paris.", None), ("We can rule out (A).", None),
+    ("Consider option (A)", None), ("A: The capital of France is Paris.", None), ("So it must be (B)", "B"),
+    ("D. melanogaster is a fly.\nSo unclear", None), ("B. Paris is the capital of France.", "B"),
+    ("A. Rome\nB. Paris\nC. Oslo", None), ("A. Rome is wrong.\nB. Paris", "B"),
+    ("Bern is small.\n\nB) Paris", "B"), ("#### B\n\nA tempting but wrong answer is A.", "B"),
+    ("The answer is B.\nThe wrong answer is C.", "B"),
+    ("The correct answer is B. The incorrect option is A.", "B"), ("The answer would be B", "B"),
+    ("The answer is B. If the question asked about Italy, the answer would be A.", "B"),
+    ("If we read it again, the answer is B.", "B"), ("The answer is B. Bern C is the best known one.", "B"),
+    ("#### B\n\nOption A is correct about Italy, but not France.", "B"),
+    ("Option B is the correct one.", "B"),
+    ("#### B\n\nNote: The answer is not C because Oslo is in Norway.", "B"), ("The answer is not C.", None),
+    ("The answer is B. But the answer is not B.", None), ("#### E", None), ("#### Final Answer\nB", "B"),
+    ("#### Step 2: B is far", None), ("#### B\n\n#### Explanation\nA is in Italy.", "B"),
+    ("#### A Rome", "A"), ("#### A dog", None), ("The answer is most likely B.", "B"),
+    ("The answer is simply B", "B"), ("The answer is indeed (B).", "B"),
+    ("#### B\n\nI apologize, it is C.", None),
+]
+AUDITED = [  # what stands around an answer, names that look like units, words that scale
+    (r"\boxed{2x+3=13}", "x=5", 0), (r"\boxed{3x=15}", "x = 5", 0), (r"\boxed{x=5}", "2x+3=13", 1),
+    (r"\boxed{\frac{x}{2}-1=\frac32}", "x=5", 0), (r"\boxed{x = 5}", "x=5", 1),
+    (r"\boxed{2y = 4x+6}", "y=2x+3", 1), (r"\boxed{\pi r^2 h}", r"\pi r^2", 0),
+    (r"\boxed{\frac12 b^2 h}", r"\frac12 b^2", 0), (r"\boxed{\pi r^2h}", r"\pi r^2 h", 1),
+    (r"\boxed{\frac{1}{2}at^2}", "1/2", 0), (r"\boxed{2as}", "2at", 0), (r"\boxed{2rs}", "2st", 0),
+    (r"\boxed{2by}", "2", 0), (r"\boxed{km+1}", "1", 0), (r"\boxed{abc+1}", "1", 0),
+    (r"\boxed{1+abc}", "1", 0), (r"\boxed{abc + 1}", "cba+1", 1), ("#### 5 km", "5", 1),
+    ("#### 5km", "5", 1), ("#### profit +5", "5", 1), (r"\boxed{5\text{ million}}", "5", 0),
+    (r"\boxed{5\text{ million}}", "5000000", 1), (r"\boxed{\$1.2\text{ million}}", "1200000", 1),
+    ("#### 5 trillion", "5", 0), ("#### 3 fourths", "3", 0), ("#### 5 hundredths", "5", 0),
+    ("#### triple 5", "5", 0), (r"\boxed{\text{minus } \frac12}", "1/2", 0), (r"$\boxed{5}\pi$", "5", 0),
+    (r"2\boxed{5}", "5", 0), (r"\boxed{5} million", "5", 0), (r"$\boxed{5}\frac{1}{2}$", "5", 0),
+    (r"$\boxed{5} \times 10^3$", "5", 0), (r"$\frac{\boxed{5}}{2}$", "5", 0),
+    (r"\boxed{1}\boxed{0}", "0", 0), (r"maybe \boxed{5}", "5", 0), (r"It can't be \boxed{5}", "5", 0),
+    (r"**\boxed{5}**", "5", 1), (r"$\boxed{90}^\circ$", "90", 1), (r"\boxed{5} apples", "5", 1),
+    (r"$\boxed{5}\text{ cm}$", "5", 1), (r"So 2 + 3 = \boxed{5}", "5", 1), (r"$x = - \boxed{5}$", "5", 0),
+    ("**Answer:**\n- $\\boxed{42}$", "42", 1), (r"Final answer - $\boxed{42}$", "42", 1),
+    (r"$-\boxed{5}$", "5", 0), ("\\boxed{42}\n\n40 + 2 = 42.", "42", 1), ("#### 5\n6", "5", 0),
+    ("#### 5\n\nI apologize for the mistake. The correct answer is 6.", "5", 0),
+    ("#### 5\n\nNo, the correct answer is 6.", "5", 0),
+    ("#### 5\n\nHmm, that's wrong. It should be 6.", "5", 0),
+    (r"\boxed{5} would be wrong; 6 is right.", "5", 0), ("#### 5\n\nThe final answer is 5.", "5", 1),
+    ("#### 5\n\nThe final answer is 6.", "5", 0), ("#### 5\n\nThe final answer is 2 + 3 = 5.", "5", 1),
+    ("#### 1000\n\nThe final answer is $1,000.", "1000", 1),
+    ("#### 0.5\n\nThe correct answer is 1/2.", "0.5", 1), (r"\boxed{|x|>1}", r"(1,\infty)", 0),
+    (r"\boxed{|x|<1}", r"(-\infty,1)", 0), (r"\boxed{\sqrt{x}>2}", r"(2,\infty)", 0),
+    (r"\boxed{\sqrt{x}=5}", "5", 0), (r"\boxed{\ln x=2}", "2", 0), (r"\boxed{\sin A = \frac35}", "3/5", 1),
+    ("#### Step 3", "3", 0), ("#### Case 3:\nx", "3", 0), ("#### 3.", "3", 1),
+    ("#### Final Answer\n42", "42", 1), ("#### Answer\n\n**42**", "42", 1),
+    ("#### Final Answer:\n\n42", "42", 1),
+    ("The answer is \\boxed{42}.\n\n#### Explanation\nWe add.", "42", 1),
+    ("#### 42\n\n#### Verification\n6 * 7", "42", 1), (r"\boxed{24}", r"24 \mathrm{~cm}^2", 1),
+    (r"\boxed{5 \mathrm{~cm}}", "5", 1), (r"\boxed{5\text{~cm}}", "5", 1),
+    (r"\boxed{10\text{ N}}", "10", 1), (r"\boxed{10 \mathrm{~J}}", "10", 1), ("#### 42 DVDs", "42", 1),
+    ("#### 3 yrs", "3", 1), (r"\boxed{f^{-1}(x) = \frac{x-1}{2}}", r"\frac{x-1}{2}", 1),
+    (r"\boxed{f'(2)=4}", "4", 1), (r"\boxed{\frac{dy}{dx}=2x}", "2x", 1), (r"\boxed{f'(2)=4}", "2", 0),
+    (r"\boxed{(1,2) \text{ and } (3,4)}", "(1,2),(3,4)", 1),
+    (r"\boxed{x<-1 \text{ or } x>1}", r"(-\infty,-1)\cup(1,\infty)", 1),
+    (r"\boxed{x>-1 \text{ and } x<1}", "(-1,1)", 0), (r"\boxed{\{x \mid -1<x<1\}}", "(-1,1)", 1),
+    (r"\boxed{x\geqslant 2}", r"[2,\infty)", 1), (r"\boxed{(2;3)}", "(2,3)", 1),
+    (r"\boxed{\frac{{1}}{{2}}}", "1/2", 1), (r"\boxed{\text{(C) }12}", "C", 1), (r"\boxed{C. 12}", "C", 1),
+    (r"\boxed{12}", r"\textbf{(C)}\ 12", 1), (r"\boxed{C}", r"\textbf{(C) }12", 1),
+    (r"\boxed{(C) 12}", "12", 1), (r"\boxed{B}", r"\textbf{(C) }12", 0),
+    (r"\boxed{13}", r"\textbf{(C) }12", 0), (r"\boxed{(C) 13}", "(C) 12", 0),
+]
+
+
+@pytest.mark.parametrize("response, answer, reward", [*RESTATED, *FUNCTIONS, *FORMS, *RETRACTIONS, *THOUGHTS,
+                                                      *AUDITED])
 def test_math_kinds(response, answer, reward):
     assert verify_math(response, answer) == reward
 
@@ -392,6 +464,17 @@ def test_choices_by_their_text(response, letter):
     if letter:
         thinking, answer = split_response(response, "qa", CHOICES)
         assert response.startswith(thinking) and answer
+
+
+@pytest.mark.parametrize("response, letter", CAPITALS)
+def test_what_stands_beside_a_letter(response, letter):
+    assert answer_key(Task("", "", "qa", "?", ("Rome", "Paris", "Oslo", "Bern")), response) == letter
+
+
+@pytest.mark.parametrize("response, letter", [("#### 3.0", "A"), ("#### −5", "B"), (r"#### \(-5\)", "B"),
+                                              ("#### 1,000", "C"), ("#### 4", None), ("#### 5 or 3", None)])
+def test_choices_that_are_numbers_compare_by_value(response, letter):
+    assert answer_key(Task("", "", "qa", "?", ("3", "-5", "1000", "5")), response) == letter
 
 
 def test_a_text_that_two_choices_have_is_no_answer():
