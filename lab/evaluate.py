@@ -19,8 +19,8 @@ def evaluate(run: Run, tasks: list) -> dict:
 
     Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ..., "errors": {"greedy": {name:
     standard error over the tasks}, ...}, "answered": {"greedy": {name: share of the responses that hold an
-    answer, right or wrong}, ...}}. The names are data sets (domains where there is one set only),
-    "all": the mean over the tasks in domain (the paper's average), "out of domain": over those of --ood, and
+    answer, right or wrong}, ...}}. The names are data sets (domains where there is one set only), of a
+    set with several domains also its parts ("short math"), "all": the mean over the tasks in domain (the paper's average), "out of domain": over those of --ood, and
     of several sets beside each "mean of sets".
     """
     from tqdm import tqdm
@@ -46,29 +46,35 @@ def evaluate(run: Run, tasks: list) -> dict:
                 for column, values in ((name, verify_batch(asked, texts)),
                                        (f"{name} answered", [float(key is not None) for key in keys])):
                     found[column] = [sum(values[i : i + size]) / size for i in range(0, len(values), size)]
-        rows += [(task.dataset if several else task.domain, *scores)
+        rows += [(task.dataset if several else task.domain, task.domain, *scores)
                  for task, *scores in zip(some, *found.values())]
         bar.update(len(some))
     bar.close()
-    names, *columns = zip(*sorted(gather(run, rows)))
+    names, domains, *columns = zip(*sorted(gather(run, rows)))
     outside = set(names) - run.inside if several else set()
-    return averages(names, dict(zip(found, columns)), outside, several)
+    return averages(names, domains, dict(zip(found, columns)), outside, several)
 
 
-def averages(names: tuple[str, ...], columns: dict[str, tuple], outside: set[str], several: bool) -> dict:
-    """The table that `evaluate` returns, of a name and scores (greedy, sampled, and of each which were
-    answered) for each task."""
-    counts = Counter(names)
+def averages(names: tuple[str, ...], domains: tuple[str, ...], columns: dict[str, tuple], outside: set[str],
+             several: bool) -> dict:
+    """The table that `evaluate` returns, of a name, a domain and scores (greedy, sampled, and of each which
+    were answered) for each task."""
+    counts, table = Counter(names), {"tasks": {}}
+    for name in counts:
+        table["tasks"][name] = counts[name]
+        inside = Counter(domain for n, domain in zip(names, domains) if n == name)
+        if len(inside) > 1:
+            table["tasks"] |= {f"{name} {domain}": count for domain, count in inside.items()}
     averaged = {"all": [name for name in counts if name not in outside]}
     if outside:
         averaged["out of domain"] = [name for name in counts if name in outside]
-    table: dict = {"tasks": dict(counts)}
     for title, sets in averaged.items():
         table["tasks"][title] = sum(counts[name] for name in sets)
     errors, answered = {}, {}
     for column, values in columns.items():
         kind, _, only_answered = column.partition(" ")
-        of = {name: [v for n, v in zip(names, values) if n == name] for name in counts}
+        of = {title: [v for n, d, v in zip(names, domains, values) if title in (n, f"{n} {d}")]
+              for title in table["tasks"] if title not in averaged}
         of |= {title: [v for name in sets for v in of[name]] for title, sets in averaged.items()}
         means = {name: mean(scores) for name, scores in of.items()}
         if only_answered:

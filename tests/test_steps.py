@@ -551,10 +551,13 @@ def test_logs_are_cut_back_to_the_step_that_goes_on(tmp_path):
 
 
 def test_averages_weight_tasks_and_their_errors_are_of_the_mean():
-    """Two sets in domain, of four tasks and of two, one outside; an error is deviation / root of count."""
-    names = ("a",) * 4 + ("b",) * 2 + ("o",)
-    found = evaluation.averages(names, {"greedy": (1, 1, 0, 0, 1, 1, 0.5)}, {"o"}, True)
-    assert found["tasks"] == {"a": 4, "b": 2, "o": 1, "all": 6, "out of domain": 1}
+    """Two sets in domain, of four tasks (two of each domain) and of two, one outside; an error is deviation /
+    root of count."""
+    names, domains = ("a",) * 4 + ("b",) * 2 + ("o",), ("math", "math", "qa", "qa", "qa", "qa", "math")
+    found = evaluation.averages(names, domains, {"greedy": (1, 1, 0, 0, 1, 1, 0.5)}, {"o"}, True)
+    assert found["tasks"] == {"a": 4, "a math": 2, "a qa": 2, "b": 2, "o": 1, "all": 6, "out of domain": 1}
+    assert [found["greedy"].pop(f"a {domain}") for domain in ("math", "qa")] == [1.0, 0.0]
+    assert [found["errors"]["greedy"].pop(f"a {domain}") for domain in ("math", "qa")] == [0.0, 0.0]
     assert found["greedy"] == pytest.approx(
         {"a": 0.5, "b": 1.0, "o": 0.5, "all": 4 / 6, "out of domain": 0.5, "all, mean of sets": 0.75})
     assert found["errors"]["greedy"] == pytest.approx(
