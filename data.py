@@ -324,7 +324,7 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
             kept += [_named(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))
     if not kept:
-        left = f" left: {dict(+dropped)}" if +dropped else ""
+        left = f" left: {dict(+dropped)}" if +dropped else ", a .jsonl file is cut by the checksum of its ids"
         raise ValueError(f"tasks: {name} has no {split} tasks{left}")
     return kept
 

@@ -69,19 +69,19 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
     """The one graph of training and prediction: (senders, cosines) of queries (B, n), thinkings and answers
     (B, G, k).
 
-    A query hears from all groups of the k nearest memory queries (n is k times the most groups of a query); a
-    thinking (an answer) from the k most similar thinkings (answers) among their rollouts. Sender numbers
-    count the memory's rows, for rollouts M*G of them. `ids` (M,) tells which groups are of one query (None:
-    each of another), whose embedding is that of the first. `exclude` (B, M) hides memory groups from a
+    A query hears from all groups of the k nearest memory queries (n is k times s, the most groups of a
+    query); a thinking (an answer) from the k most similar thinkings (answers) among their rollouts. Sender
+    numbers count the memory's rows, for rollouts M*G of them. `ids` (M,) tells which groups are of one query
+    (None: each of another), whose embedding is that of the first. `exclude` (B, M) hides memory groups from a
     receiver; an edge of cosine -inf fills a column and carries nothing. k = 0: none.
     """
     count, size = memory.thinkings.shape[:2]
     groups = groups_of_queries(torch.arange(count, device=memory.queries.device) if ids is None else ids)
-    hidden = (groups < 0).expand(len(receivers.queries), -1, -1)  # (B, Q, n): no such group, or excluded
+    hidden = (groups < 0).expand(len(receivers.queries), -1, -1)  # (B, Q, s): no such group, or excluded
     hidden = hidden if exclude is None else hidden | exclude[:, groups]
     hidden, k = (hidden, k) if k else (torch.ones_like(hidden), 1)
     nearest, cosines = knn(receivers.queries, memory.queries[groups[:, 0]], k, hidden.all(-1))  # (B, k)
-    near = groups[nearest].clamp(min=0).flatten(1)  # (B, k*n) rows of their groups; k*n is called n below
+    near = groups[nearest].clamp(min=0).flatten(1)  # (B, n) rows of their groups
     hidden = hidden[torch.arange(len(nearest), device=near.device)[:, None], nearest].flatten(1)  # (B, n)
     cosines = cosines.repeat_interleave(groups.shape[1], dim=1).masked_fill(hidden, -math.inf)
     edges = [(near, cosines)]
@@ -96,7 +96,7 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
 
 
 def groups_of_queries(ids: Tensor) -> Tensor:
-    """The rows of each query's groups (Q, n), -1 where it has fewer than n; `ids` (M,) tells which groups are
+    """The rows of each query's groups (Q, s), -1 where it has fewer than s; `ids` (M,) tells which groups are
     of one query.
 
     >>> groups_of_queries(torch.tensor([7, 5, 7, 7]))
@@ -219,7 +219,7 @@ class RewardGNN(nn.Module):
         x, messages = self.inputs(groups, rewards), []
         edges = structural_edges(*rewards.shape, rewards.device)
         for layer, relations in enumerate(self.similarity):
-            x = F.relu(self.structure(layer - 1, x, edges)) if layer else x
+            x = F.relu(self.structure(layer - 1, x, edges)) if layer else x  # what leaves the layer before
             messages.append([relation(h) for relation, h in zip(relations, by_type(x, *rewards.shape))])
         return messages
 
@@ -328,10 +328,10 @@ def fit(model: nn.Module, memory: Groups, rewards: Tensor, ids: Tensor, neighbor
 
 def same_rollouts(groups: Groups) -> Tensor:
     """(M, M) of bool, True for groups that hold the same rollouts, whatever their ids: each group itself, and
-    its copies, equal in every number: query, thinkings, answers and features, rollout by rollout."""
-    rows = torch.cat([part.flatten(1) for part in groups], dim=1)
-    number = rows.unique(dim=0, return_inverse=True)[1]
-    return number[:, None] == number
+    its copies, equal in every number but for rounding: query, thinkings, answers and features, rollout by
+    rollout."""
+    rows = torch.cat([part.flatten(1) for part in groups], dim=1).cpu().double()
+    return (torch.cdist(rows, rows) < 1e-3).to(groups.queries.device)  # another batch rounds otherwise
 
 
 def fold_ids(ids: Tensor, count: int) -> Tensor:

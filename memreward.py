@@ -77,8 +77,9 @@ class ExperienceMemory:
         `gnn.fit`.
 
         Every network stops early on another fifth of the queries, and its logits of these calibrate
-        (cross-fitting): with five networks all labels train, stop and calibrate, and no label outside the
-        memory is used. Groups of the ids in `without` take no part; afterwards they send like all others.
+        (cross-fitting; the weights are used on the networks' mean): with five networks all labels train, stop
+        and calibrate, and no label outside the memory is used. Groups of the ids in `without` take no part;
+        afterwards they send like all others.
         """
         if not set(self.ids) - set(without):
             raise ValueError("the memory is empty: remember labelled rollouts before fit")
@@ -298,11 +299,11 @@ def answer_features(tasks: Sequence[Task], responses: Sequence[Sequence[str]], k
 
     The paper's: magnitude, sign(a) log(1+|a|)/20; parsed; majority, is it the group's most common answer?
     Ours: agreement, the share of the group with this answer; overlap, how much the numbers it writes are
-    those of the rest of the group (mean Jaccard index); coverage, the share of the question's numbers and
-    names it uses; sound, could it be right at all: a whole number, one of the choices, a program that defines
-    the function the question names; and the confidence of the frozen reference at temperature 1, mean and
-    minimum of the tokens' log-probabilities (the current policy's grows as it learns, and would reward
-    itself).
+    those of the rest of the group (mean Jaccard index); coverage, the share of the question's numbers, and of
+    the names of its functions and their arguments, it uses; sound, is it of the usual form: a whole number
+    from 0 on, one of the choices, a program that defines the function the question names; and the confidence
+    of the frozen reference at temperature 1, mean and minimum of the tokens' log-probabilities (the current
+    policy's grows as it learns, and would reward itself).
 
     `responses` are B lists of G texts; logprobs and mask (N, T) are the reference policy's, None where it has
     not read them. A name that is not in FEATURES, or confidence without logprobs, raises ValueError.
@@ -340,7 +341,7 @@ def group_features(task: Task, texts: Sequence[str], keys: Sequence[str | None])
 
 
 def is_sound(task: Task, response: str, key: str | None) -> bool:
-    """Could this be a right answer, as far as one sees without a label? See `answer_features`."""
+    """Has it the form of a right answer, as far as one sees without a label? See `answer_features`."""
     if task.domain == "code":
         tree, named = parse_code(extract_code(response)), re.findall(r"\w+(?=\()", task.question)
         return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in named

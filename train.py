@@ -4,7 +4,7 @@
     python train.py --mode r1p                   # the same steps on the labelled fifth only; oracle, majority
     python train.py compare --seeds 5            # the paper's table: four modes, five seeds
     python train.py --resume runs/NAME           # go on where a run stopped, or was killed
-    python train.py evaluate --model runs/NAME   # test accuracy of a run, a checkpoint, or any causal LM
+    python train.py evaluate runs/NAME           # test accuracy of a run, a checkpoint, or any causal LM
     python train.py pick --tasks mine.jsonl      # which labels to buy first
     python train.py probe                        # how good predicted rewards are, and what each part gives
     python train.py plot runs/compare            # figures of the table's runs
@@ -14,8 +14,8 @@
     accelerate launch --num_processes 8 train.py --preset qwen2.5-3b     # one node of 8 GPUs
 
 A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (a line for
-each step and evaluation), checkpoints/STEP (each a model folder, too), results.json and policy/ (the trained
-model).
+each step and evaluation), rollouts.jsonl (what the policy writes), checkpoints/STEP (each a model folder,
+too), results.json and policy/ (the trained model).
 
 What needs torch is imported where it is used, so that --help and a refused setting answer at once.
 """
@@ -58,7 +58,8 @@ class Config:
     tasks: str = setting("world", "'world' (built in), benchmarks by name, .jsonl files; with commas")
     ood: str = setting("", "more of these, on which the policy is tested and never trained (out of domain)")
     train_tasks: int = setting(600, "training tasks, at most, of each set, drawn by the seed (paper: 750)")
-    test_tasks: int = setting(600, "test tasks, at most, of each set, the same for every seed (paper: 450)")
+    test_tasks: int = setting(600, "test tasks, at most, of each set, the same for every seed (paper: 450); "
+                              "unless given, a run below 50 steps takes 12 a step, 60 at least")
     model: str = setting("builtin", "the policy: 'builtin' (tiny, knows the small world), a causal LM by its "
                          "name or folder, or a run folder, whose trained policy is taken")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = setting(

@@ -222,16 +222,17 @@ def copy_with_blanks(folder: Path, exercises: list[Exercise]) -> None:
                 shutil.copy(source, target)
     for exercise in exercises:
         text = (path := folder / exercise.file).read_text()
-        if text != (ROOT / exercise.file).read_text() and not same_functions(text, exercise):
-            sys.exit(f"error: {path} has another {exercise.title} already; name another folder")
+        if not untouched(text, exercise):
+            sys.exit(f"error: {path} has work on {label(exercise)} already; name another folder")
         path.write_text(blank(text, exercise))
 
 
-def same_functions(text: str, exercise: Exercise) -> bool:
-    """Are the exercise's functions in this text those of the project, or blank?"""
-    ours, theirs = ast.parse((ROOT / exercise.file).read_text()), ast.parse(text)
-    same = all(ast.dump(find(ours, name)) == ast.dump(find(theirs, name)) for name in exercise.names)
-    return same or is_blank(text, exercise)
+def untouched(text: str, exercise: Exercise) -> bool:
+    """Is each of the exercise's functions in this text the project's, or as `blank` leaves it?"""
+    project = (ROOT / exercise.file).read_text()
+    theirs, known = ast.parse(text), (ast.parse(project), ast.parse(blank(project, exercise)))
+    return all(ast.dump(find(theirs, name)) in [ast.dump(find(tree, name)) for tree in known]
+               for name in exercise.names)
 
 
 def check(exercises: list[Exercise], seed: int) -> int:
@@ -286,6 +287,9 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if given.command == "handout" and given.folder.exists():
         sys.exit(f"error: {given.folder} exists already; name a new folder")
+    for folder in given.folders if given.command == "grade" else ():
+        if not folder.is_dir():
+            sys.exit(f"error: there is no folder {folder}")
     if given.command in ("start", "handout"):
         which = given.which if given.command == "start" else "all"
         copy_with_blanks(given.folder, chosen(which))

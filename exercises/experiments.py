@@ -99,7 +99,7 @@ def exploit(count: int, seed: int) -> None:
     def without_rule(memory, groups, keys, exclude=None):
         return memory.predict(*groups, exclude=exclude).cpu()
 
-    line("rule", "step", "no answer", "predicted right", "false rewards", "test accuracy")
+    line("rule", "step", "no answer", "predicted right", "false rewards", "sampled acc.")
     for name, predict in (("as it is", rule), ("taken out", without_rule)):
         memreward.predict_rewards, unanswered[:] = watched(predict), []
         folder = Path(root, name.replace(" ", "_"))

@@ -385,9 +385,16 @@ def metrics(module, seed: int) -> None:
     expect(f(tensor([0.6, 0.4]), tensor([0.0, 1.0]))["f1"], 0.0, "f1 of p .6 .4, rewards 0 1",
         {"precision and recall are 0, and twice the hits, 0, over predicted plus right, 2, is no 0 / 0":
         math.nan})
-    for name, text in (("auc", "without a right rollout"), ("recall", "without a right rollout")):
+    for name, p, r, text in (
+        ("auc", [0.6, 0.4], [0.0, 0.0], "without a right rollout"),
+        ("recall", [0.6, 0.4], [0.0, 0.0], "without a right rollout"),
+        ("auc", [0.9, 0.8], [1.0, 1.0], "without a wrong rollout"),
+        ("fp_rate", [0.9, 0.8], [1.0, 1.0], "without a wrong rollout"),
+        ("precision", [0.1], [1.0], "where nothing is rewarded"),
+        ("f1", [0.1], [0.0], "where nothing is rewarded and nothing is right"),
+    ):
         try:
-            value = f(tensor([0.6, 0.4]), tensor([0.0, 0.0]))[name]
+            value = f(tensor(p), tensor(r))[name]
         except ZeroDivisionError:
             value = 0.0
         need(value != value, f"{name} {text} is 0 / 0: nan, no number and no error")
@@ -451,6 +458,15 @@ def calibration(module, seed: int) -> None:
         need(flat(slope, pull),
             f"strength {strength:g}: weights {shorten(w.tolist())} are no minimum, the slope there is "
             f"{shorten((slope + pull).tolist())}")
+    wide = torch.cat([inputs[:, :1], torch.randn(400, 2, generator=g), inputs[:, 1:]], dim=1)
+    try:
+        w = f(wide, rewards, 3.0)
+    except RuntimeError as error:
+        raise Wrong(f"four inputs, two of them features: {error}") from None
+    slope = wide.T @ ((wide @ w).sigmoid() - rewards)
+    pull = 3.0 * (w - tensor([1.0, 0.0, 0.0, 0.0]))
+    need((slope + pull).norm() < 0.02 * max(1.0, float(slope.norm())),
+        "four inputs, two of them features: all four weights are fitted, held near (1, 0, 0, 0)")
 
 
 # ------------------------------------------------------------------------------------------- 9 choose_tokens
@@ -612,7 +628,13 @@ def grpo_loss(module, seed: int) -> None:
 
     clipping(f)
     masks_and_metrics(f)
+    unequal_clips(f)
     divergence(f)
+    alone, asked = torch.zeros(2, 2), []
+    module.token_weights = lambda mask, *rest: asked.append(mask) or mask * tensor([[0.5], [0.0]])
+    loss, _ = module.grpo_loss(alone, None, None, tensor([1.0, 1.0]), torch.ones(2, 2))
+    need(asked, "weights None: `token_weights` of the mask is wanted")
+    expect(loss, tensor(-1.0), "weights None: those of `token_weights` are wanted, here 0.5 and 0 a row")
     g = numbers(seed)
     new, old, weights = (torch.randn(4, 5, generator=g) for _ in range(3))
     weights, advantages = weights.abs(), torch.randn(4, generator=g)
@@ -645,6 +667,15 @@ def clipping(f) -> None:
     loss, found, slope = f(zero, None, None, good)
     expect(slope, tensor([[-1.0]]), "old_logprobs None: the ratio is 1, and its gradient is alive",
         {"no gradient: the old log-probabilities are detached, the new ones are not": zero})
+
+
+def unequal_clips(f) -> None:
+    """clip_fraction where the two limits differ."""
+    for ratio, advantage, cut in ((0.8, 1.0, 0.0), (0.8, -1.0, 1.0), (1.3, 1.0, 0.0), (1.5, 1.0, 1.0)):
+        found = f(tensor([[ratio]]).log(), torch.zeros(1, 1), None, tensor([advantage]), clip_low=0.1,
+            clip_high=0.4)[1]
+        expect(found["clip_fraction"], tensor(cut),
+            f"clip_fraction, ratio {ratio}, clip_low 0.1, clip_high 0.4, advantage {advantage:g}")
 
 
 def masks_and_metrics(f) -> None:
@@ -763,6 +794,17 @@ def acquire_rewards(module, seed: int) -> None:
     expect(list(source), ["verifier", "majority", "majority", "verifier", "majority"],
         "no memory: the majority's vote")
     expect(rewards[[1, 2, 4]], tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), "no memory: the majority's vote")
+    for kind, part in (("labelled", [0, 3]), ("unlabelled", [1, 2, 4])):
+        stages = []
+        try:
+            found = module.acquire_rewards(
+                [tasks[b] for b in part], [said[2 * b + i] for b in part for i in range(2)], memory,
+                groups.rows(tensor(part)), [keys[b] for b in part], lap=stages.append)
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise Wrong(f"a batch of {kind} tasks alone raises {type(error).__name__}: {error}") from None
+        expect(found[0], right[part], f"a batch of {kind} tasks alone")
+        expect(stages, ["verify", "predict"], f"what `lap` was called with, {kind} tasks alone: both, "
+            "also where there was nothing to do")
     random_tasks(module, memory, seed)
 
 

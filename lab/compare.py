@@ -29,7 +29,8 @@ def compare(config, train: Callable) -> None:
     check(config.eval_every > 0, "eval_every: compare shows test accuracy, 0 never measures it")
     asked = [name.strip() for name in config.variants.split(",") if name.strip()]
     names = list(VARIANTS) if config.variants == "all" else asked
-    check(set(names) <= set(VARIANTS), f"variants: {config.variants} are not all among {', '.join(VARIANTS)}")
+    unknown = ", ".join(name for name in names if name not in VARIANTS)
+    check(not unknown, f"variants: {unknown}: not among {', '.join(VARIANTS)}")
     own = (config.label_ratio, config.label_pick)  # of the four modes; no row shall stand there twice
     rows = {mode: {"mode": mode} for mode in MODES} | {
         name: changes for name, changes in VARIANTS.items() if name in names

@@ -20,8 +20,8 @@ def evaluate(run: Run, tasks: list) -> dict:
     Returns {"tasks": {name: count}, "greedy": {name: accuracy}, "sampled": ..., "errors": {"greedy": {name:
     standard error over the tasks}, ...}, "answered": {"greedy": {name: share of the responses that hold an
     answer, right or wrong}, ...}}. The names are data sets (domains where there is one set only), of a
-    set with several domains also its parts ("short math"), "all": the mean over the tasks in domain (the paper's average), "out of domain": over those of --ood, and
-    of several sets beside each "mean of sets".
+    set with several domains also its parts ("short math"), "all": the mean over the tasks in domain (the
+    paper's average), "out of domain": over those of --ood, and of several sets beside each "mean of sets".
     """
     from tqdm import tqdm
 

@@ -123,6 +123,7 @@ def score(config) -> None:
         texts = row.get("responses")
         check(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts),
               f'score: {path}: every line needs "responses", a list of texts; task {row.get("id")} has none')
+    check(rows, f"score: {path} is empty")
     run = open_memory(config)
     results = []
     for task, row in zip(tasks, rows, strict=True):

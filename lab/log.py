@@ -305,6 +305,9 @@ class Drift(Tally):
         super().__init__(config.threshold)
         count = round(config.drift_fraction * len(labelled)) if config.mode == "memreward" else 0
         ids = [task.id for task in labelled]
+        if 0 < len(ids) <= count:
+            raise ValueError(f"drift_fraction: {config.drift_fraction} keeps all {count} labelled tasks from "
+                             "the reward networks; take less")
         self.ids = set(random.Random(f"audit {config.seed}").sample(ids, count))  # the word decides the draw
         self.queries, self.warm_up = [], 0  # whose rollouts they are; the first so many are the warm-up's
 

@@ -169,6 +169,7 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
     from accelerate.utils import broadcast_object_list
 
     from data import load_splits
+    from support.traits import position_limit
 
     config, ranks = run.config, run.accelerator.num_processes
     limits, splits = (config.train_tasks, config.test_tasks, config.seed), None
@@ -186,13 +187,14 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
     run.inside = frozenset(task.dataset for task in tasks)
     taken = {"all", "out of domain"} & {task.dataset for task in test}  # what the tables call averages
     check(not taken, f"tasks: a data set cannot be called {' or '.join(sorted(taken))!r}; rename its file")
-    kept = []
+    kept, longest = [], 0
     for part, candidates in (("train", tasks if training else []), ("test", test)):
         kept.append(some := [])
         for task in candidates:
             prompt = run.tokenizer(run.render(task), add_special_tokens=False).input_ids
             if len(prompt) <= config.max_prompt_length:
                 some.append(task)
+                longest = max(longest, len(prompt))
             else:
                 why = f"{part}: prompt longer than max_prompt_length"
                 reasons = run.dropped.setdefault(task.dataset, {})
@@ -203,6 +205,10 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
         check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(some)),
               f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, "
               f"the first is {unlabelled[:1]}")
+    room = position_limit(run.policy) - longest
+    check(config.max_response_length <= room,
+          f"max_response_length: {config.max_response_length} is beyond the {max(room, 0)} tokens that the "
+          f"longest prompt ({longest}) leaves of the model's positions")
     return tuple(kept)
 
 

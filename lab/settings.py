@@ -72,7 +72,8 @@ READ_BY = {  # the settings of each command
     "score": ["resume", "rollouts", "traceback"],
     "plot": ["output_dir", "label_ratio", "watch", "traceback"]}
 NAMELESS = {  # given by their place, as in: explain RUN
-    "explain": ["resume"], "map": ["resume"], "score": ["resume", "rollouts"], "plot": ["output_dir"]}
+    "evaluate": ["model"], "explain": ["resume"], "map": ["resume"], "score": ["resume", "rollouts"],
+    "plot": ["output_dir"]}
 SHARED = ("system chat_template_kwargs stop plugin encoder tasks ood train_tasks test_tasks seed group_size "
           "temperature max_prompt_length max_response_length eval_samples").split()  # of a run, with whoever
 # evaluates or probes its policy
@@ -103,7 +104,7 @@ def check_json(name: str, text: str) -> None:
 def check_values(config) -> None:
     """Raise ValueError, which names the setting, where a value makes no sense."""
     check(config.tasks.strip(), "tasks: names no set; 'world' is the built-in one")
-    check(config.gnn_hidden > 1, f"gnn_hidden: {config.gnn_hidden} must be 2 or more")
+    check(config.gnn_hidden > 3, f"gnn_hidden: {config.gnn_hidden} must be 4 or more")
     positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length "
                 "max_response_length learning_rate updates_per_batch sample_batch_size micro_batch_size "
                 "max_grad_norm neighbors groups_per_query gnn_layers gnn_networks gnn_learning_rate "
@@ -300,7 +301,10 @@ def run_folder(name: str | None) -> Path | None:
 def go_on(config, given: list[str], free: list[str]):
     """The settings of the run folder that `--resume` names; those in `free` may be given anew."""
     path = Path(config.resume) / "config.json"
-    check(path.is_file(), f"resume: {config.resume} is no run folder, it has no config.json")
+    run = run_folder(config.resume)
+    check(path.is_file() or run, f"resume: {config.resume} is no run folder, it has no config.json")
+    check(run == Path(config.resume).resolve(),
+          f"resume: {config.resume} holds a model{f' of the run {run}; name that' * bool(run)}")
     other = [name for name in given if name not in free]
     check(not other, f"resume: leave out {', '.join(other)}, the settings of the run are in {path}")
     saved = json.loads(path.read_text())

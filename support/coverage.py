@@ -16,9 +16,10 @@ def facility_location(embeddings: Tensor, count: int, picked: Sequence[int] = ()
     (Nemhauser et al., 1978). Every prefix is a choice of its own. `picked` rows are there already and are not
     chosen again; a tie goes to the first row. Where fewer than `count` rows are left, all of them are chosen.
 
-    Returns the rows and, for each, what it added, as a share of n: their sum is the mean cosine of a row to
-    the nearest pick. Only rows that a pick brings nearer change what others would add, so the cosines are
-    computed for these, `block` rows at a time; all of them never exist at once.
+    Returns the rows and, for each, what it added, as a share of n: their sum is the mean of
+    max(0, cosine to the nearest pick), less what `picked` had. Only rows that a pick brings nearer change
+    what others would add, so the cosines are computed for these, `block` rows at a time; all of them never
+    exist at once.
 
     >>> facility_location(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]]), count=2)[0]
     [2, 3]

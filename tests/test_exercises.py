@@ -110,7 +110,7 @@ def test_the_handout_is_blank_and_holds_no_solution(handout):
     names = {path.name for path in handout.rglob("*")}
     assert not names & {"mistakes.py", "tests", ".git", "__pycache__"} and "course.py" in names
     text = "\n".join(path.read_text() for path in handout.rglob("*.[pm][yd]"))
-    for solution in ("topk(min(k, size))", "torch.minimum(plain", "masked_fill(equal", "rows.unique(dim"):
+    for solution in ("topk(min(k, size))", "torch.minimum(plain", "masked_fill(equal", "torch.cdist(rows"):
         assert solution not in text
     with pytest.raises(SystemExit, match="exists already"):
         course.main(["handout", str(handout)])
@@ -121,8 +121,16 @@ def test_start_leaves_what_a_student_has_written(tmp_path):
     course.main(["start", "3", str(folder)])
     written = with_mistake(exercise, "memory.mT", "memory.mT * 1.0")
     (folder / "gnn.py").write_text(written)
-    with pytest.raises(SystemExit, match="another knn already"):
+    with pytest.raises(SystemExit, match="has work on exercise 3, knn already"):
         course.main(["start", "3", str(folder)])
+    draft = course.blank(source(exercise), exercise).replace("    raise Not", "    x = 1\n    raise Not")
+    half = course.blank(source(EXERCISES["messages"]), EXERCISES["messages"])
+    half = re.sub(r"raise NotImplementedError\(.*edge_weights.*\)", "return cosines", half)  # one of two
+    for which, text in (("3", draft), ("4", half)):  # unfinished work is work, too
+        (folder / "gnn.py").write_text(text)
+        with pytest.raises(SystemExit, match="has work on"):
+            course.main(["start", which, str(folder)])
+    (folder / "gnn.py").write_text(written)
     course.main(["start", "7", str(folder)])
     text = (folder / "gnn.py").read_text()
     assert course.is_blank(text, EXERCISES["metrics"]) and "memory.mT * 1.0" in text

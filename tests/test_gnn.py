@@ -357,7 +357,12 @@ def test_copies_of_a_group_are_the_same_rollouts_under_any_id():
     for part in groups:
         part[2] = part[0]
     groups.features[3] = groups.features[0]  # one equal part is not enough
-    assert same_rollouts(groups).nonzero().tolist() == [[0, 0], [0, 2], [1, 1], [2, 0], [2, 2], [3, 3]]
+    pairs = [[0, 0], [0, 2], [1, 1], [2, 0], [2, 2], [3, 3]]
+    assert same_rollouts(groups).nonzero().tolist() == pairs
+    rounded = Groups(*(part + 1e-7 * torch.randn(part.shape) for part in groups))  # of another batch
+    assert same_rollouts(rounded).nonzero().tolist() == pairs
+    groups.features[2, 0, 0] += 0.01
+    assert [0, 2] not in same_rollouts(groups).nonzero().tolist()
 
 
 @pytest.mark.parametrize("ids", [list(range(8)), [0, 1, 2, 3, 0, 1, 2, 3]])
