@@ -54,7 +54,7 @@ def hide_labels(
     Returns:
         all tasks in their order, those that never had a label, too; of a task nothing but its label goes.
     Raises:
-        ValueError: the ratio is outside its range, or fewer labelled tasks are picked than keep theirs.
+        ValueError: the ratio is outside its range, no task has a label, or too few of those are picked.
 
     >>> tasks = [Task(str(i), "demo", "math", f"{i} + {i}?", answer=str(2 * i)) for i in range(10)]
     >>> sum(task.labelled for task in hide_labels(tasks, ratio=0.2, seed=0))
@@ -65,6 +65,8 @@ def hide_labels(
     if not 0 < ratio <= 1:
         raise ValueError(f"label_ratio: {ratio} is outside (0, 1]; 0.2 keeps one label in five")
     labelled = [task.id for task in tasks if task.labelled]
+    if not labelled:
+        raise ValueError("label_ratio: no task has a label that could be kept")
     budget = max(1, round(ratio * len(labelled)))
     if picked is None:
         keep = set(random.Random(f"labels {seed}").sample(labelled, budget))

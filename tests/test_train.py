@@ -721,6 +721,41 @@ def test_out_of_memory_is_one_line(monkeypatch):
     assert "--sample_batch_size" in message and "--gradient_checkpointing" in message
 
 
+def test_a_blank_exercise_is_one_line(monkeypatch):
+    def train_step(*arguments):
+        raise NotImplementedError("exercise 3, knn: knn is still blank")
+
+    monkeypatch.setitem(train.COMMANDS, "train", ("", train_step))
+    with pytest.raises(SystemExit, match="^error: exercise 3, knn: knn is still blank$"):
+        train.main([])
+    with pytest.raises(NotImplementedError):
+        train.main(["--traceback"])
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(max_response_length=300), "^max_response_length: 300 is beyond the [0-9]+ tokens that the longest"),
+    (dict(drift_fraction=0.99), "^drift_fraction: 0.99 keeps all 8 labelled tasks"),
+    (dict(gnn_hidden=3), "^gnn_hidden: 3 must be 4 or more")])
+def test_a_setting_that_cannot_work_is_named(quick, settings, said):
+    with pytest.raises(ValueError, match=said):
+        train.train(quick(**settings))
+
+
+@pytest.mark.parametrize("part", ["policy", "checkpoints/000002"])
+def test_the_model_of_a_run_is_not_the_run(quick, tmp_path, part):
+    run = tmp_path / "run"
+    (run / part).mkdir(parents=True)
+    for folder in (run, run / part):
+        (folder / "config.json").write_text("{}")
+    (run / "tasks.json").write_text("{}")
+    for command in (["explain", str(run / part)], ["--resume", str(run / part)]):
+        with pytest.raises(SystemExit, match=f"^error: resume: .* holds a model of the run {run}; name that$"):
+            train.main(command)
+    (run / "tasks.json").unlink()
+    with pytest.raises(SystemExit, match="^error: resume: .* holds a model$"):
+        train.main(["--resume", str(run / part)])
+
+
 def test_long_prompts_are_left_out_and_counted(quick, tmp_path):
     rows = [
         {
