@@ -23,7 +23,6 @@ What needs torch is imported where it is used, so that --help and a refused sett
 import os
 import random
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -40,7 +39,7 @@ from lab.probe import run_probe
 from lab.processes import fit_memory, gather, join, refresh, share
 from lab.runs import Run, finish, load_checkpoint, load_data, open_folder, save_checkpoint, start
 from lab.samples import Samples
-from lab.settings import PRESETS, check_values, due, load_plugin, out_of_memory, parse, setting
+from lab.settings import PRESETS, check_values, due, load_plugin, new_folder, out_of_memory, parse, setting
 
 
 @dataclass
@@ -176,8 +175,7 @@ def train(config: Config, before: dict | None = None) -> dict:
 
     from data import spend_labels
 
-    config.output_dir = config.resume or config.output_dir or time.strftime(
-        f"runs/%Y-%m-%d_%H-%M-%S_{config.mode}")
+    config.output_dir = config.resume or config.output_dir or new_folder(config.mode)
     run = start(config)
     everything, test = load_data(run)
     order = coverage_order(run, everything) if config.label_pick == "coverage" else None
@@ -370,7 +368,8 @@ def roll_out(run: Run, tasks: list, names: list[str], step: int, lap: Stopwatch)
 def remember(run: Run, experience: Experience, rewards) -> list[tuple]:
     """The labelled groups as rows for `ExperienceMemory.remember`, on the CPU."""
     parts = zip(experience.tasks, *(part.cpu() for part in (*experience.groups, rewards)))
-    return [(task.id, *tensors) if task.labelled else None for task, *tensors in parts]
+    return [(task.id, *(x.clone() for x in tensors)) if task.labelled else None  # views send all they are of
+            for task, *tensors in parts]
 
 
 # ------------------------------------------------------------------------------------------- the command line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lab.figures import draw_neighbourhood
 from lab.log import Stopwatch
-from lab.runs import Run, load_data, start
+from lab.runs import Run, checkpoints_of, load_data, start
 from lab.samples import shorten
 from lab.settings import check
 
@@ -17,7 +17,7 @@ from lab.settings import check
 def open_memory(config) -> Run:
     """A run's policy at its start, and its memory as the newest checkpoint has it."""
     check(config.resume, "resume: name a run folder, as in: python train.py explain RUN")
-    newest = max((Path(config.resume) / "checkpoints").glob("*"), default=None)
+    newest = max(checkpoints_of(Path(config.resume)), default=None)
     check(config.mode == "memreward" and newest, f"resume: {config.resume} has no memory in a checkpoint")
     run = start(config)
     run.memory.load(newest / "memory.pt", run.device)
@@ -30,6 +30,8 @@ def split_tasks(run: Run) -> tuple[dict, list]:
     everything, _ = load_data(run)
     chosen = json.loads((Path(run.config.resume) / "tasks.json").read_text())
     truth = {task.id: task for task in everything}
+    check(set(chosen["unlabelled"] + chosen["labelled"]) <= truth.keys(),
+          f"tasks: {run.config.tasks} lacks some of {run.config.resume}: the data changed since it began")
     unlabelled = [truth[name] for name in chosen["unlabelled"]]
     check(unlabelled, f"resume: every task of {run.config.resume} has its label, so no reward is predicted")
     return truth, unlabelled
@@ -113,12 +115,13 @@ def score(config) -> None:
     of the file is a task with `responses`, a list of texts; FILE.scored.jsonl has them with probabilities and
     why."""
     from data import read_jsonl
+    from support.jsonl import json_lines
 
     check(config.rollouts, "score: name a file: python train.py score RUN FILE")
     path = Path(config.rollouts)
     check(path.is_file(), f"score: no file {path}")
     tasks = read_jsonl(path)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [row for _, row in json_lines(path)]
     for row in rows:
         texts = row.get("responses")
         check(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts),

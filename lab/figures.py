@@ -88,7 +88,11 @@ def draw(root: Path, label_ratio: float) -> list[Path]:
     for name, lines in curves(root, label_ratio).items():
         figure, (axes,) = new_figure(6, 3.6)
         for (title, seeds), (colour, dashes, marker) in zip(lines.items(), cycle(STYLES)):
-            steps, values = seeds[0][0], np.array([values for _, values in seeds])  # (seeds, points)
+            steps = seeds[0][0]
+            if any(other != steps for other, _ in seeds):
+                raise ValueError(f"output_dir: the runs of {title} in {root} were not evaluated at the same "
+                                 "steps; plot them one by one")
+            values = np.array([values for _, values in seeds])  # (seeds, points)
             middle = values.mean(0)
             error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
             axes.plot(steps, middle, color=colour, linestyle=dashes, marker=marker,

@@ -2,11 +2,10 @@
 people who have no labels yet, `python train.py pick`."""
 
 import json
-import time
 from pathlib import Path
 
 from lab.runs import Run, start, write_text
-from lab.settings import check
+from lab.settings import check, new_folder
 
 
 def coverage_order(run: Run, tasks: list) -> list[str]:
@@ -67,7 +66,7 @@ def pick(config) -> None:
         nearest = nearest.maximum(cosines)
         lines.append({"id": tasks[row].id, "question": tasks[row].question, "covers": round(covers, 4),
                       "adds": round(gain, 4), "coverage": round(nearest.mean().item(), 4)})
-    folder = Path(config.output_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S_pick"))
+    folder = Path(config.output_dir or new_folder("pick"))
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "picks.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     print(f"{len(tasks)} training tasks, {len(picked)} labelled; coverage (mean cosine to the nearest label) "

@@ -70,11 +70,11 @@ class Log:
         self.fits(0, histories, row)
         if not self.run.accelerator.is_main_process:
             return
-        aucs = [best["val_auc"] for history in histories for best in history if best["best"]]
-        aucs = [auc for auc in aucs if not isnan(auc)]
+        kept = [best for history in histories for best in history if best["best"]]
+        aucs = [best["val_auc"] for best in kept if not isnan(best["val_auc"])]
         tell(f"warm-up     {len(groups)} groups: {right:.0%} right, {mixed:.0%} with both outcomes, "
              f"{truncated:.0%} cut off" + (f"; AUC on held-out labels {mean(aucs):.3f}" if aucs else ""))
-        if not aucs:
+        if all(isnan(best["val_loss"]) for best in kept):
             tell("warning: too few labelled queries to hold any out from fitting, so the networks neither "
                  "stop early nor are calibrated: believe their probabilities little")
         if mixed == 0:
@@ -109,12 +109,14 @@ class Log:
         if mean(row["truncated"] for row in last) > 0.5:
             tell("warning: at the end most responses were cut off at max_response_length "
                  f"({self.run.config.max_response_length})")
-        early, late = (mean([row["reward/predicted"] or 0.0 for row in part]) for part in (first, last))
+        early, late = ([x for row in part if (x := row["reward/predicted"]) is not None]
+                       for part in (first, last))
         looks = (self.evaluations[0], self.evaluations[-1])
         before, after = (look.get("greedy", {"all": 0.0})["all"] for look in looks)
-        if late > early and after < before - 0.05:
-            tell(f"warning: predicted rewards rose from {early:.2f} to {late:.2f} while test accuracy fell "
-                 f"from {before:.2f} to {after:.2f}: it learnt what the rewards pay, not what is right")
+        if early and late and mean(late) > mean(early) and after < before - 0.05:
+            tell(f"warning: predicted rewards rose from {mean(early):.2f} to {mean(late):.2f} while test "
+                 f"accuracy fell from {before:.2f} to {after:.2f}: it learnt what the rewards pay, not what "
+                 "is right")
 
     def write(self, step: int, row: dict) -> None:
         """One line of metrics.jsonl; the trackers get its numbers."""

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from lab.runs import Run, start, write_json
-from lab.settings import check
+from lab.settings import check, new_folder
 
 
 def run_probe(config) -> None:
@@ -45,7 +45,7 @@ def run_probe(config) -> None:
     for row in table:
         print(line(row), flush=True)
         rows.append({name: None if value != value else value for name, value in row.items()})  # nan: not JSON
-    folder = Path(config.output_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S_probe"))
+    folder = Path(config.output_dir or new_folder("probe"))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"rows": rows})
 

@@ -5,14 +5,17 @@ Nothing here changes what is learnt; read it when you want to know what a run le
 
 import ast
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from logging import getLogger
@@ -42,6 +45,7 @@ class Run:
     folder: Path | None = None
     dropped: dict = field(default_factory=dict)  # tasks that were left out: {data set: {reason: count}}
     inside: frozenset = frozenset()  # data sets in domain; others are tested only
+    lock: object = None  # see `hold`
 
     @property
     def policy(self):
@@ -185,18 +189,23 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
             splits = test, test + more, dropped | others
     tasks, test, run.dropped = broadcast_object_list([splits])[0]
     run.inside = frozenset(task.dataset for task in tasks)
-    taken = {"all", "out of domain"} & {task.dataset for task in test}  # what the tables call averages
+    names = {task.dataset for task in test}
+    parts = {f"{task.dataset} {task.domain}" for task in test}
+    taken = names & {"all", "out of domain", *parts}  # what the tables call averages and parts
     check(not taken, f"tasks: a data set cannot be called {' or '.join(sorted(taken))!r}; rename its file")
-    kept, longest = [], 0
+    room = position_limit(run.policy) - config.max_response_length
+    check(room > 0, f"max_response_length: {config.max_response_length} is all that the model has, "
+          f"{room + config.max_response_length} positions")
+    kept, longest = [], min(config.max_prompt_length, room)
     for part, candidates in (("train", tasks if training else []), ("test", test)):
         kept.append(some := [])
         for task in candidates:
             prompt = run.tokenizer(run.render(task), add_special_tokens=False).input_ids
-            if len(prompt) <= config.max_prompt_length:
+            if len(prompt) <= longest:
                 some.append(task)
-                longest = max(longest, len(prompt))
             else:
-                why = f"{part}: prompt longer than max_prompt_length"
+                own = len(prompt) > config.max_prompt_length
+                why = f"{part}: prompt longer than {'max_prompt_length' if own else 'the model has room for'}"
                 reasons = run.dropped.setdefault(task.dataset, {})
                 reasons[why] = reasons.get(why, 0) + 1
         check(len(some) >= ranks or part == "train" and not training,
@@ -205,10 +214,6 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
         check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(some)),
               f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, "
               f"the first is {unlabelled[:1]}")
-    room = position_limit(run.policy) - longest
-    check(config.max_response_length <= room,
-          f"max_response_length: {config.max_response_length} is beyond the {max(room, 0)} tokens that the "
-          f"longest prompt ({longest}) leaves of the model's positions")
     return tuple(kept)
 
 
@@ -221,6 +226,8 @@ def open_folder(run, tasks: list, test: list) -> None:
     from accelerate.utils import broadcast_object_list
 
     run.folder = folder = Path(broadcast_object_list([run.config.output_dir])[0])
+    if run.accelerator.is_main_process:
+        run.lock = hold(folder)
     parts = {"labelled": [task for task in tasks if task.labelled], "test": test,
              "unlabelled": [task for task in tasks if not task.labelled]}
     chosen = {name: [task.id for task in part] for name, part in parts.items()} | {"dropped": run.dropped}
@@ -229,14 +236,13 @@ def open_folder(run, tasks: list, test: list) -> None:
             check(json.loads((folder / "tasks.json").read_text()) == chosen,
                   f"tasks: {run.config.tasks} gives others than {folder / 'tasks.json'}: "
                   "the data changed since the run began")
-            if (saved := json.loads((folder / "config.json").read_text()))["steps"] != run.config.steps:
-                (folder / "results.json").unlink(missing_ok=True)  # the run goes on beyond them
-                write_json(folder / "config.json", saved | {"steps": run.config.steps})
             return
         holds_run = any((folder / name).exists() for name in ("checkpoints", "results.json"))
         check(not holds_run, f"output_dir: {folder} holds a run already; --resume it, or name another")
+        others = [name for name in ("config.json", "metrics.jsonl", "rollouts.jsonl", "policy")
+                  if (folder / name).exists() and not (folder / "tasks.json").exists()]
+        check(not others, f"output_dir: {folder} holds a {', '.join(others)} that is no run's; name another")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "rollouts.jsonl"):
                 write_text(folder / name, "")
             write_json(folder / "tasks.json", chosen)
@@ -244,6 +250,29 @@ def open_folder(run, tasks: list, test: list) -> None:
         except OSError as error:
             raise ValueError(f"output_dir: cannot write to {folder} ({error.strerror}); "
                              "name another folder") from None
+
+
+def hold(folder: Path):
+    """Make the folder if need be, and keep other processes from writing the same run while this one lives."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write to {folder} ({error.strerror}); "
+                         "name another folder") from None
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"output_dir: another process is writing the run {folder}") from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first; what else lies beside them is the user's."""
+    found = (folder / "checkpoints").glob("*")
+    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"\d{6,}", path.name))
 
 
 def save_checkpoint(run, step: int, log, audit, drift) -> None:
@@ -256,10 +285,18 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
     if main:
         shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
     run.accelerator.wait_for_everyone()
-    failure = None
-    try:
-        run.accelerator.save_state(str(new))  # every process writes its random state
-        save_policy(run, new)
+
+    def whole(write: Callable) -> str | None:
+        """What went wrong in any process, which all of them then know."""
+        failure = None
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+            failure = str(error).splitlines()[0]
+        return next((f for f in gather(run, [failure]) if f), None)
+
+    def more() -> None:
+        save_policy(run, new)  # of a sharded one all processes meet here, and none may be missing
         if main:
             if run.memory is not None:
                 run.memory.save(new / "memory.pt")
@@ -269,9 +306,9 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
                      "warm_up": drift.warm_up,
                      "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}
             torch.save(state, new / "progress.pt")
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
-        failure = str(error).splitlines()[0]
-    failure = next((f for f in gather(run, [failure]) if f), None)
+
+    # every process writes its random state
+    failure = whole(lambda: run.accelerator.save_state(str(new))) or whole(more)
     if main and not failure:
         failure = put_in_place(new, run.folder / "checkpoints" / f"{step:06}", run.config.keep)
     if main and failure:
@@ -290,7 +327,7 @@ def put_in_place(new: Path, target: Path, keep: int) -> str | None:
         os.replace(new, target)
     except OSError as error:  # some disks notice only now
         return str(error)
-    for old in sorted(target.parent.iterdir())[:-keep]:
+    for old in checkpoints_of(target.parent.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return None
 
@@ -315,12 +352,13 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
     import torch
     from accelerate.utils import broadcast_object_list
 
-    found = sorted((run.folder / "checkpoints").glob("*"), reverse=True)
+    found = checkpoints_of(run.folder)[::-1]
     whole = broadcast_object_list([first_whole(found) if run.accelerator.is_main_process else None])[0]
     check(whole or not found,
           f"resume: no checkpoint of {run.folder} is whole; start the run anew in another folder")
     if whole is None:
         cut_logs(run, -1)
+        extend(run)
         return None
     run.accelerator.load_state(str(whole))
     refresh(run)
@@ -341,17 +379,28 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
         log.evaluations.pop()
         log.marks.pop()
     cut_logs(run, step, extra)
+    extend(run)
     return step
+
+
+def extend(run) -> None:
+    """Note in the folder of a run that is resumed with more steps that it goes on."""
+    if run.accelerator.is_main_process:
+        saved = json.loads((run.folder / "config.json").read_text())
+        if saved["steps"] != run.config.steps:
+            (run.folder / "results.json").unlink(missing_ok=True)
+            write_json(run.folder / "config.json", saved | {"steps": run.config.steps})
 
 
 def cut_logs(run, step: int, extra: bool = False) -> None:
     """Cut metrics.jsonl and rollouts.jsonl back to a step; `extra`: and leave out the evaluation there."""
     for name in ("metrics.jsonl", "rollouts.jsonl") if run.accelerator.is_main_process else ():
-        lines = (run.folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = []
-        for line in (line for line in lines if line.endswith("\n")):
+        lines, kept = re.findall(r"[^\n]*\n", (run.folder / name).read_text(encoding="utf-8")), []
+        for line in lines:  # those that are whole
             row = json.loads(line)
-            wanted = "loss" in row if name == "metrics.jsonl" else due(step, run.config.save_rollouts)
+            wanted = due(step, run.config.save_rollouts)
+            if name == "metrics.jsonl":
+                wanted = "loss" in row or "fits" in row
             if row["step"] < step or row["step"] == step and (wanted or not extra):
                 kept.append(line)
         write_text(run.folder / name, "".join(kept))
@@ -364,9 +413,10 @@ def first_whole(folders: list[Path]) -> Path | None:
         expected, actual = json.loads(file.read_text()) if file.exists() else {}, checksums(folder)
         names = sorted(expected.keys() | actual.keys())
         wrong = [name for name in names if expected.get(name) != actual.get(name)]
-        if not wrong:
+        if expected and not wrong:
             return folder
-        tell(f"checkpoint: {folder} is damaged ({', '.join(wrong[:3])}); falling back to the one before")
+        what = ", ".join(wrong[:3]) or "empty"
+        tell(f"checkpoint: {folder} is damaged ({what}); falling back to the one before")
     return None
 
 
@@ -423,5 +473,5 @@ def write_json(path: Path, value) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
     os.replace(path.with_suffix(".tmp"), path)

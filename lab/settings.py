@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import field
+from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
@@ -88,6 +89,11 @@ def check(condition: bool, message: str) -> None:
 def setting(default, text: str):
     """A field of Config with its line for --help."""
     return field(default=default, metadata={"help": text})
+
+
+def new_folder(kind: str) -> str:
+    """A name for a folder under runs/, of this moment: two runs that start together get two."""
+    return datetime.now().strftime(f"runs/%Y-%m-%d_%H-%M-%S-%f_{kind}")
 
 
 def check_json(name: str, text: str) -> None:

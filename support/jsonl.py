@@ -89,10 +89,16 @@ def task_fields(row: dict, dataset: str, domains: Sequence[str]) -> dict:
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = written(answer)
     task_id, domain, question = row["id"], row["domain"], row["question"]
-    texts = [task_id, question, "" if answer is None else answer, *choices, *tests]
+    dataset = row.get("dataset") or dataset
+    texts = [task_id, dataset, question, "" if answer is None else answer, *choices, *tests]
     lists = all(not isinstance(row.get(name), str) for name in ("choices", "tests"))
     if not lists or not all(isinstance(text, str) for text in texts):
-        raise ValueError("id, question, answer and all choices and tests must be strings (answer: or number)")
+        raise ValueError("id, dataset, question, answer, choices, tests must be strings (answer: or number)")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{text!r} holds half a character (a lone surrogate)") from None
     if domain not in domains:
         raise ValueError(f"domain {domain!r} is not one of {', '.join(domains)}; one of your own "
                          f"stands in data.VERIFIERS and data.INSTRUCTIONS first")
@@ -103,7 +109,7 @@ def task_fields(row: dict, dataset: str, domains: Sequence[str]) -> dict:
             raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give "
                              f"choices, or a domain of your own for free text")
         answer = letter_of(answer, choices) if choices else answer.strip()
-    return {"id": task_id, "dataset": row.get("dataset") or dataset, "domain": domain, "question": question,
+    return {"id": task_id, "dataset": dataset, "domain": domain, "question": question,
             "choices": choices or None, "answer": answer, "tests": tests or None}
 
 

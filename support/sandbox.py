@@ -608,8 +608,11 @@ def serve():
     control = socket.socket(fileno=0)
     report, pen = os.pipe()
     if os.fork() == 0:
-        os.write(pen, json.dumps(confine("/", 1, [pen])).encode())
-        os._exit(0)
+        try:
+            os.write(pen, json.dumps(confine("/", 1, [pen])).encode())
+        finally:
+            os._exit(0)
+    os.close(pen)  # so that a child that dies is seen
     control.send(os.read(report, 4096))
     gc.freeze()  # the collector would copy the memory that forks share
     while True:
@@ -644,7 +647,12 @@ def server():
                        "TMPDIR": tempfile.gettempdir()}
         process = subprocess.Popen(command, stdin=theirs, cwd="/", env=environment, start_new_session=True)
         theirs.close()
-        if missing := json.loads(ours.recv(4096)):
+        ours.settimeout(60)
+        if not (told := ours.recv(4096)):
+            process.kill()
+            raise RuntimeError(f"sandbox: {sys.executable} does not start as the server that runs programs")
+        ours.settimeout(None)
+        if missing := json.loads(told):
             parts = ", nor in its ".join(missing)
             warnings.warn(f"this system confines no code in its {parts}: use a container", stacklevel=2)
         _server = process, ours

@@ -189,7 +189,7 @@ TABLE = {
         ("score(config.temperature)).logprobs", "score(1.0)).logprobs"),
         ("keys, reference.logprobs, rollouts.mask", "keys, rollouts.logprobs, rollouts.mask"),
         ('config.features.split(","))', ")"),
-        ("(task.id, *tensors) if task.labelled else None", "(task.id, *tensors)"),
+        ("for x in tensors)) if task.labelled else None", "for x in tensors))"),
     ]),
     "lab/runs.py": (["lab/runs.py", "tests/test_steps.py", "tests/test_train.py", "tests/test_survival.py"], [
         ("lr=config.learning_rate, weight_decay=0.0)", "lr=config.learning_rate)"),
@@ -200,19 +200,23 @@ TABLE = {
         ("(config.train_tasks, config.test_tasks, config.seed), None",
             "(config.train_tasks, config.test_tasks, 0), None"),
         ("frozenset(task.dataset for task in tasks)", "frozenset(task.dataset for task in tasks + test)"),
-        ("path.with_suffix(\".tmp\").write_text(text)\n    os.replace(path.with_suffix(\".tmp\"), path)",
-            "path.write_text(text)"),
+        ("path.with_suffix(\".tmp\").write_text(text, encoding=\"utf-8\")\n"
+            "    os.replace(path.with_suffix(\".tmp\"), path)", "path.write_text(text, encoding=\"utf-8\")"),
         ("    run.accelerator.load_state(str(whole))\n", ""),
         ("str(whole))\n    refresh(run)\n", "str(whole))\n"),
         ("        run.memory.load(whole / \"memory.pt\", run.device)\n", "        pass\n"),
         ("    log.evaluations, log.marks = state[\"evaluations\"], state[\"marks\"]\n", ""),
         ('    audit.extend(state["audit"])\n', ""),
         ("    cut_logs(run, step, extra)\n", ""),
-        ('(line for line in lines if line.endswith("\\n"))', "lines"),  # half a line
+        ('re.findall(r"[^\\n]*\\n", (run', 're.findall(r"[^\\n]+", (run'),  # half a line
+        ('"loss" in row or "fits" in row', '"loss" in row'),
         ('row["step"] < step or', 'row["step"] <= step + 1 or'),
-        ('glob("*"), reverse=True)', 'glob("*"))'),
-        ("        if not wrong:\n", "        if True:\n"),
-        ("iterdir())[:-keep]", "iterdir())[keep:]"),
+        ("checkpoints_of(run.folder)[::-1]", "checkpoints_of(run.folder)"),
+        ("        if expected and not wrong:\n", "        if expected:\n"),
+        ("        if expected and not wrong:\n", "        if not wrong:\n"),  # an empty folder
+        ("parent.parent)[:-keep]", "parent.parent)[keep:]"),
+        (' and re.fullmatch(r"\\d{6,}", path.name)', ""),  # a copy of the user's is a checkpoint
+        ("        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n"),
         ("save_pretrained(folder, state_dict=weights)", "save_pretrained(folder)"),
         ('"before": log.evaluations[0], "after": log.evaluations[-1]',
             '"before": log.evaluations[0], "after": log.evaluations[0]'),

@@ -460,6 +460,16 @@ def test_a_hint_is_given_only_where_the_question_does_not_name_the_function(tmp_
     assert [make_prompt(task) for task in hidden] == [make_prompt(task) for task in tasks]
 
 
+@pytest.mark.parametrize("fields, said", [
+    ({"question": "6 * 7? \ud83d"}, "half a character"), ({"id": "\udfff"}, "half a character"),
+    ({"dataset": 5}, "dataset, question, answer, choices, tests must be strings")])
+def test_a_row_that_cannot_be_read_is_named_with_its_line(tmp_path, fields, said):
+    path = tmp_path / "mine_train.jsonl"
+    path.write_text(json.dumps({"id": "1", "domain": "math", "question": "6 * 7?", "answer": "42", **fields}))
+    with pytest.raises(ValueError, match=f"mine_train.jsonl:1: .*{said}"):
+        data.read_jsonl(path)
+
+
 def test_references_that_fail_their_own_tests_are_dropped_and_made_good(hub):
     numbers = keys_of("train", 40)
     rows = [

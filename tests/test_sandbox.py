@@ -4,6 +4,7 @@ import ast
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -315,6 +316,7 @@ import random
 def f(): return random.random()
 >>> assert f() == 0.8444218515250481
 #: signals itself
+import shutil
 import signal
 def f(): return [signal.signal(signal.SIGUSR1, lambda *_: None), signal.raise_signal(signal.SIGUSR1)][1]
 >>> assert f() is None
@@ -423,6 +425,7 @@ def add(a, b):
 #: loop in C
 def add(a, b): return 9 ** 9 ** 9
 #: ignores alarms
+import shutil
 import signal
 for s in range(1, 30):
     try: signal.signal(s, signal.SIG_IGN)
@@ -931,6 +934,13 @@ G = "def g(x):\n    return f(x)\n"
     ([F, G, "def h(x):\n    return g(x)\n"], f"{F}\n{G}\ndef h(x):\n    return g(x)\n")])
 def test_tests_replace_no_solution_and_helpers_go_with_it(blocks, code):
     assert extract_code("Then\n".join(f"```python\n{block}```\n" for block in blocks)) == code
+
+
+def test_a_server_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(data.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(data, "_server", None)
+    with pytest.raises(RuntimeError, match="^sandbox: .*false does not start as the server that runs"):
+        verify_code(F, ["assert f(1) == 1, 'by a new server'"])
 
 
 def test_an_unmarked_solution_before_a_marked_example():

@@ -527,8 +527,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     runs.write_json(file, {"steps": 1})
     write = type(file).write_text
 
-    def half(path, text, *rest):
-        write(path, text[: len(text) // 2], *rest)
+    def half(path, text, **rest):
+        write(path, text[: len(text) // 2], **rest)
         raise OSError("disk full")
 
     monkeypatch.setattr(type(file), "write_text", half)
@@ -548,6 +548,63 @@ def test_logs_are_cut_back_to_the_step_that_goes_on(tmp_path):
     runs.cut_logs(run, 3)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in metrics[:3])
     assert (tmp_path / "rollouts.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_a_log_with_foreign_line_ends_and_a_fit_is_cut_back_too(tmp_path):
+    """U+2028 and U+0085 are text; the networks were fitted anew at the last step, which is looked at."""
+    run = SimpleNamespace(folder=tmp_path, config=train.Config(save_rollouts=1),
+                          accelerator=SimpleNamespace(is_main_process=True))
+    rollouts = [{"step": 1, "text": "1 +\u20281\u0085"}, {"step": 2, "text": "\u2029"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rollouts)
+    (tmp_path / "rollouts.jsonl").write_text(text, encoding="utf-8")
+    metrics = [{"step": 2, "loss": 1.0}, {"step": 2, "fits": []}, {"step": 2, "test/greedy/all": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    runs.cut_logs(run, 2, extra=True)
+    assert [json.loads(line) for line in open(tmp_path / "metrics.jsonl")] == metrics[:2]
+    runs.cut_logs(run, 1)
+    assert (tmp_path / "rollouts.jsonl").read_text(encoding="utf-8") == text.split("\n")[0] + "\n"
+
+
+def test_what_else_lies_beside_checkpoints_is_none(tmp_path):
+    for name in ("000002", "000010", "1000000", "000002-good", "best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "000003").write_text("a file")
+    found = runs.checkpoints_of(tmp_path)
+    assert sorted(path.name for path in found) == ["000002", "000010", "1000000"]
+    assert runs.first_whole(found) is None  # empty ones, as a run that was killed may leave, are damaged
+    runs.write_json(tmp_path / "checkpoints" / "000002" / "checksums.json", {"a": 0})
+    (tmp_path / "checkpoints" / "000002" / "a").write_text("")
+    assert runs.first_whole(found).name == "000002"
+
+
+def test_a_run_is_extended_only_once_it_goes_on(tmp_path):
+    run = SimpleNamespace(folder=tmp_path, config=train.Config(steps=9),
+                          accelerator=SimpleNamespace(is_main_process=True))
+    runs.write_json(tmp_path / "config.json", {"steps": 3, "seed": 5})
+    for steps in (9, 9):
+        runs.write_json(tmp_path / "results.json", {})
+        runs.extend(run)
+        assert json.loads((tmp_path / "config.json").read_text()) == {"steps": steps, "seed": 5}
+    assert (tmp_path / "results.json").exists()  # of a run of nine steps
+
+
+def test_a_remembered_row_is_sent_without_its_batch():
+    groups = Groups(torch.zeros(16, 8), *torch.zeros(2, 16, 4, 8), torch.zeros(16, 4, 3))
+    tasks = [data.Task(str(i), "demo", "math", "?", answer="1") for i in range(16)]
+    row = train.remember(None, train.Experience(tasks, None, [], groups), torch.zeros(16, 4))[0]
+    assert [x.untyped_storage().nbytes() for x in row[1:]] == [4 * x.numel() for x in row[1:]]
+
+
+def test_a_rise_of_predictions_needs_some_at_both_ends(tmp_path, capsys):
+    run = SimpleNamespace(folder=tmp_path, config=train.Config(),
+                          accelerator=SimpleNamespace(is_main_process=True))
+    log = SimpleNamespace(run=run, evaluations=[{"greedy": {"all": 0.6}}, {"greedy": {"all": 0.5}}])
+    for first, told in ((None, False), (0.2, True)):
+        rows = [{"step": i, "loss": 1.0, "groups_without_signal": 0.5, "truncated": 0.0,
+                 "reward/predicted": first if i == 1 else 0.5} for i in (1, 2, 3)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Log.end(log)
+        assert ("predicted rewards rose from 0.20 to 0.50" in capsys.readouterr().out) == told
 
 
 def test_averages_weight_tasks_and_their_errors_are_of_the_mean():

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 import train
-from lab import settings
+from lab import runs, settings
 
 SETTINGS = dict(
     save_rollouts=1, steps=4, eval_every=2, memory="refit", refit_every=2, batch_size=3, test_tasks=6
@@ -193,3 +195,41 @@ def test_the_data_must_be_the_same(quick, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows[:-20])))
     with pytest.raises(ValueError, match="the data changed since the run began"):
         train.train(go_on(config))
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    code = "import sys, pathlib, lab.runs; lock = lab.runs.hold(pathlib.Path(sys.argv[1])); " \
+           "print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(train.__file__).parent,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match=f"^output_dir: another process is writing the run {tmp_path}$"):
+        runs.hold(tmp_path)
+    other.communicate()
+    lock = runs.hold(tmp_path)  # it has ended
+    runs.hold(tmp_path).close()  # one process may, as a run that failed and is resumed in a notebook
+    lock.close()
+
+
+def test_files_that_are_no_runs_are_not_overwritten(quick, tmp_path):
+    for name in ("config.json", "rollouts.jsonl"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(ValueError, match="^output_dir: .* holds a config.json, rollouts.jsonl that is no"):
+        train.train(quick())
+    assert (tmp_path / "run" / "config.json").read_text() == "mine"
+
+
+def test_a_resume_that_fails_changes_nothing(quick, tmp_path):
+    run = tmp_path / "run"
+    train.train(quick(mode="r1p"))
+    for file in run.glob("checkpoints/*/progress.pt"):
+        file.write_bytes(b"damaged")
+    before = {name: (run / name).read_text() for name in ("config.json", "results.json")}
+    with pytest.raises(SystemExit, match="no checkpoint of .* is whole"):
+        train.main(["--resume", str(run), "--steps", "9"])
+    assert before == {name: (run / name).read_text() for name in before}
+
+
+def test_two_runs_of_one_moment_have_folders_of_their_own():
+    assert len({settings.new_folder("memreward") for _ in range(3)}) == 3
