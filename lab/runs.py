@@ -441,6 +441,8 @@ def finish(run, log, audit) -> dict:
         "seconds": time.perf_counter() - log.start}
     if run.accelerator.is_main_process:
         write_json(run.folder / "results.json", results)
+        (run.folder / ".lock").unlink(missing_ok=True)
+        run.lock.close()
     run.accelerator.end_training()
     return results
 

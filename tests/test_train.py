@@ -1079,7 +1079,8 @@ def test_the_readme_command(tmp_path):
         "--eval_samples",
         "1",
     ]
-    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = dict(os.environ, OMP_NUM_THREADS="1")  # two threads that find no cores wait for each other
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert out.returncode == 0, out.stderr
     assert "greedy after" in out.stdout and "labels used         8 of 40" in out.stdout
     (run,) = (tmp_path / "runs").iterdir()
@@ -1096,7 +1097,7 @@ def test_the_readme_command(tmp_path):
 
 def test_the_readme_example_of_ones_own_verifier(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
