@@ -286,7 +286,7 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
         shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
     run.accelerator.wait_for_everyone()
 
-    def whole(write: Callable) -> str | None:
+    def failed(write: Callable) -> str | None:
         """What went wrong in any process, which all of them then know."""
         failure = None
         try:
@@ -308,7 +308,7 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
             torch.save(state, new / "progress.pt")
 
     # every process writes its random state
-    failure = whole(lambda: run.accelerator.save_state(str(new))) or whole(more)
+    failure = failed(lambda: run.accelerator.save_state(str(new))) or failed(more)
     if main and not failure:
         failure = put_in_place(new, run.folder / "checkpoints" / f"{step:06}", run.config.keep)
     if main and failure:
