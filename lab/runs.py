@@ -264,8 +264,8 @@ def hold(folder: Path):
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"output_dir: another process is writing the run {folder}") from None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:
+        tell(f"output_dir: {folder} cannot be locked ({error.strerror}): let no other process write it")
     return lock
 
 

@@ -736,7 +736,8 @@ HEDGE = re.compile(r"(?:[^\w\n]|_)*(?:\n[\W_]*(?=(?:or|vs)\b|[A-J]\W*(?:\n|\Z)))
 ENDS = re.compile(r"\s*(?:[^\w\s]|\n|\Z)|\s+(?:because|since|as|due|is|which|for|based|given)\b")
 CHOICE_LINE = re.compile(
     r"^[^\w\n]*(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[^\w\n]+)?([A-J])(?:[^\w\n]*$|(?:[).:*]| -)[^\n]*$)"
-    r"|^(?![^\n]*(?i:\b(?:not|rule|ruling|incorrect|wrong|(?:eliminat|exclud|discard|consider)\w*)\b|n['’]t\b))"
+    r"|^(?![^\n]*(?i:\b(?:not|rule|ruling|incorrect|wrong|(?:eliminat|exclud|discard|consider)\w*)\b"
+    r"|n['’]t\b))"
     r"[^\n]*[(*]([A-J])[).*]{1,3}[^\w\n]*$|\A[\W_]*([b-hj])[\W_]*\Z", re.M)
 REJECTED = re.compile(r"\b(?:not?|never|incorrect|wrong|false|untrue|rule|ruling)\b|n['’]t\b"
                       r"|\b(?:eliminat|exclud|discard)", re.I)

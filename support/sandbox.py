@@ -124,16 +124,16 @@ def find_program(text: str) -> str:
     marked = [i for i, (mark, _) in enumerate(blocks) if mark]
     defining = [i for i, (_, code) in enumerate(blocks) if DEFINES.search(code)]
 
-    def tests(i: int) -> bool:
+    def only_tests(i: int) -> bool:
         made = [node.name for node in trees[i].body if isinstance(node, (ast.ClassDef, *FUNCTIONS[:2]))]
         return bool(made) and all(map(TESTING.match, made))
 
     found = [i for i in defining if i in marked] or defining or marked or list(range(len(blocks)))
     found = [i for i in found if trees[i]] or found
-    chosen = ([i for i in found if not (trees[i] and tests(i))] or found)[-1]
+    chosen = ([i for i in found if not (trees[i] and only_tests(i))] or found)[-1]
     program, tree = blocks[chosen][1], trees[chosen]
     for i in reversed(range(chosen)):  # what it reads and does not define
-        if tree and trees[i] and not tests(i):
+        if tree and trees[i] and not only_tests(i):
             own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)} | _bound(tree.body)
             names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
             own |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
@@ -648,7 +648,10 @@ def server():
         process = subprocess.Popen(command, stdin=theirs, cwd="/", env=environment, start_new_session=True)
         theirs.close()
         ours.settimeout(60)
-        if not (told := ours.recv(4096)):
+        told = b""
+        with contextlib.suppress(OSError):  # which would pass for a program that fails
+            told = ours.recv(4096)
+        if not told:
             process.kill()
             raise RuntimeError(f"sandbox: {sys.executable} does not start as the server that runs programs")
         ours.settimeout(None)
