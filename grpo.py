@@ -39,7 +39,7 @@ from torch import Tensor
 
 from support import selfcheck
 from support.answers import opened_thought
-from support.packing import batches_of_prompts, by_length, forward_responses, same_prompts
+from support.packing import batches_of_prompts, forward_responses, in_passes
 from support.traits import (
     choose_rows,
     eos_ids,
@@ -313,28 +313,25 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
 
     model and optimizer as accelerator.prepare returned them; this process's rows of rollouts, advantages (N,)
     and ref_logprobs (N, T). The weights of equation (7) are normalised over the whole batch of all processes,
-    so neither micro_batch_size (rows of one pass; None: all) nor the number of processes changes the
-    gradient. Every process must hold the same number of rows: a pass is a meeting point. Without a KL term,
-    rows of advantage 0 have no gradient and are left out. With one update a batch the ratio is 1 and the clip
-    never acts; with more, the old log-probabilities are those of the first. share_prompts: see
-    `forward_responses`. Raises FloatingPointError on a non-finite loss or gradient before the optimizer's
-    step; the weights stay good. Metrics (means over the tokens of all rows that were passed, and over
-    updates): loss, entropy, ratio, clip_fraction, mismatch (mean |sampled - trained log-probability|),
-    grad_norm before clipping, and kl.
+    so neither micro_batch_size (different rows of one pass; None: all) nor the number of processes changes
+    the gradient. Without a KL term, rows of advantage 0 have no gradient and are left out. With one update a
+    batch the ratio is 1 and the clip never acts; with more, the old log-probabilities are those of the first.
+    share_prompts: see `forward_responses`. Raises FloatingPointError on a non-finite loss or gradient before
+    the optimizer's step; the weights stay good. Metrics (means over the tokens of all rows that were passed,
+    and over updates): loss, entropy, ratio, clip_fraction, mismatch (mean |sampled - trained
+    log-probability|), grad_norm before clipping, and kl.
     """
     model.train()  # gradient checkpointing acts in training mode only
     ids, attention_mask, mask = rollouts.ids, rollouts.attention_mask, rollouts.mask
-    length = mask.shape[1]
-    advantages = advantages.to(mask.device)
+    length, advantages = mask.shape[1], advantages.to(mask.device)
     counts = torch.ones_like(advantages, dtype=torch.bool) if ref_logprobs is not None else advantages != 0
-    order = by_length(attention_mask, same_prompts(ids, attention_mask, length)[1])
-    batches = update_batches(accelerator, order, counts, micro_batch_size or len(ids))
+    batches = update_batches(accelerator, rollouts, counts, micro_batch_size, share_prompts)
     weights = token_weights(mask, loss_norm, accelerator.reduce)
     share = token_weights(mask * counts[:, None], "token", accelerator.reduce)
     old, history = torch.zeros_like(mask), []
     for update in range(updates_per_batch):
         sums = {}
-        for number, rows in enumerate(batches, 1):
+        for number, (rows, real) in enumerate(batches, 1):
             last = number == len(batches)  # processes exchange gradients once, in the last backward pass
             with nullcontext() if last else accelerator.no_sync(model):
                 scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature,
@@ -343,24 +340,27 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
                     old[rows] = scores.logprobs.detach()
                 ref = None if ref_logprobs is None else ref_logprobs[rows]
                 loss, metrics = grpo_loss(scores.logprobs, old[rows], ref, advantages[rows], mask[rows],
-                                          clip_low, clip_high, kl_coef, weights[rows])
+                                          clip_low, clip_high, kl_coef, weights[rows] * real)
                 accelerator.backward(loss * accelerator.num_processes)  # it averages over processes
             kept = mask[rows].bool()
             metrics["entropy"] = scores.entropy[kept].mean()
             metrics["mismatch"] = (old[rows] - rollouts.logprobs[rows])[kept].abs().mean()
-            metrics = {name: value * share[rows].sum() for name, value in metrics.items()}
+            metrics = {name: value * share[rows].sum() * real for name, value in metrics.items()}
             metrics["loss"] = loss.detach()
             sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
         history.append(take_step(model, optimizer, accelerator, sums, max_grad_norm))
     return {name: float(np.mean([numbers[name] for numbers in history])) for name in history[0]}
 
 
-def update_batches(accelerator, order: Tensor, counts: Tensor, size: int) -> list[Tensor]:
-    """The rows of `order` for which `counts` is True in micro-batches of `size`, on every process equally
-    many: where some are missing, a row that does not count stands in."""
-    batches = list(order[counts[order]].split(size)) if counts.any() else []
-    passes = max(1, int(accelerator.gather(torch.tensor([len(batches)], device=order.device)).max()))
-    return batches + [order[~counts[order]][:1]] * (passes - len(batches))
+def update_batches(accelerator, rollouts: Rollouts, counts: Tensor, size: int | None,
+                   share_prompts: bool) -> list[tuple[Tensor, float]]:
+    """The rows for which `counts` is True, at most `size` different ones a pass, and the pass's weight, 1; on
+    every process equally many: where some are missing, row 0 stands in with weight 0."""
+    rows, length = counts.nonzero().squeeze(1), rollouts.mask.shape[1]
+    inputs = rollouts.ids[rows], rollouts.attention_mask[rows], length
+    parts = in_passes(*inputs, size, share_prompts) if len(rows) else []
+    most = max(1, int(accelerator.gather(torch.tensor([len(parts)], device=rows.device)).max()))
+    return [(rows[part], 1.0) for part in parts] + [(rows.new_zeros(1), 0.0)] * (most - len(parts))
 
 
 def take_step(model, optimizer, accelerator, sums: dict[str, Tensor],

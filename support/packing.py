@@ -10,7 +10,7 @@ which changes a number beyond rounding:
     once          equal rollouts are computed once                        `same_rows`
     one row       rollouts stand in one row of S tokens, a prompt once    `one_row`, `group_attention`
     two numbers   the head gives log-probability and entropy, no logits   `score_tokens`
-    short rows    common padding is cut, like lengths go together         `padding`, `by_length`
+    short rows    common padding is cut, like lengths go together         `padding`, `in_passes`
 """
 
 from collections.abc import Callable
@@ -57,15 +57,16 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     Rows that are the same are computed once, and a prompt that rows have in common, too, where the model
     allows it (see `can_share`); share_prompts=False computes everything for every row: slower, the same
     numbers.
-    batch_size: rows of one pass, rows of one prompt and of like length together (None: all).
+    batch_size: different rows of one pass (None: all), see `in_passes`.
     hidden: give the last hidden states, too. Raises ValueError for a model that this cannot be right for.
     """
-    if batch_size is not None and batch_size < len(ids):
-        order = by_length(mask, same_prompts(ids, mask, length)[1])
-        parts = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden, None,
-                                   share_prompts) for rows in order.split(batch_size)]
-        return Scores(*(None if values[0] is None else torch.cat(values)[order.argsort()]
-                        for values in zip(*parts, strict=True)))
+    parts = in_passes(ids, mask, length, batch_size, share_prompts)
+    if len(parts) > 1:
+        scores = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden, None,
+                                    share_prompts) for rows in parts]
+        order = torch.cat(parts).argsort()
+        return Scores(*(None if values[0] is None else torch.cat(values)[order]
+                        for values in zip(*scores, strict=True)))
     same, first = same_rows(ids, mask)
     if share_prompts and len(first) < len(ids):
         once = forward_responses(model, ids[first], mask[first], length, temperature, hidden, None,
@@ -187,6 +188,21 @@ def padding(mask: Tensor, length: int) -> tuple[int, int]:
     """
     used = mask.any(0).nonzero().squeeze(1)
     return int(used[0]), min(mask.shape[1] - 1 - int(used[-1]), length - 1)
+
+
+def in_passes(ids: Tensor, mask: Tensor, length: int, size: int | None, share: bool = True) -> list[Tensor]:
+    """Row numbers in parts of at most `size` different rows (None: all in one), the longest first: copies of
+    a row stay together, and rows of one prompt and of like length as far as they can. share=False: a copy
+    counts as a row of its own.
+
+    >>> ids = torch.tensor([[5, 7], [5, 6], [5, 7], [5, 8]])
+    >>> in_passes(ids, torch.ones_like(ids), length=1, size=2)
+    [tensor([0, 1, 2]), tensor([3])]
+    """
+    row = torch.arange(len(ids), device=ids.device)
+    same, first = same_rows(ids, mask) if share else (row, row)
+    order = by_length(mask[first], same_prompts(ids[first], mask[first], length)[1])
+    return [torch.isin(same, kinds).nonzero().squeeze(1) for kinds in order.split(size or len(order))]
 
 
 def same_rows(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -613,12 +613,40 @@ def test_two_processes_with_the_same_rows_take_the_step_of_one(norm):
     assert twins.exchanged == 2 * [False, False, True]  # once an update, in its last pass
 
 
-def test_a_row_that_does_not_count_stands_in_where_another_process_has_more_passes():
-    order, counts = torch.tensor([2, 4, 0, 1, 3]), torch.tensor([True, False, True, True, False])
-    # rows 0, 2, 3 count, in the order 2, 0, 3; of the others 4 comes first
+def test_row_0_stands_in_without_weight_where_another_process_has_more_passes():
+    ids = torch.tensor([[5, 7], [5, 7], [5, 8], [5, 9], [5, 9], [5, 6]])  # prompts of a token, responses of one
+    rollouts = SimpleNamespace(ids=ids, attention_mask=torch.ones_like(ids), mask=torch.ones(6, 1))
+    counts = torch.tensor([True, False, True, True, True, False])
     others = SimpleNamespace(gather=lambda mine: torch.cat([mine, torch.tensor([4])]))
-    batches = grpo.update_batches(others, order, counts, 2)
-    assert [batch.tolist() for batch in batches] == [[2, 0], [3], [4], [4]]
+
+    def passes(share, size, counts=counts):
+        made = grpo.update_batches(others, rollouts, counts, size, share)
+        return [(rows.tolist(), weight) for rows, weight in made]
+
+    stand_in = ([0], 0.0)
+    # of rows 0, 2, 3, 4 the last two are equal, so two different ones are three of them
+    assert passes(True, 2) == [([0, 2], 1.0), ([3, 4], 1.0), stand_in, stand_in]
+    assert passes(False, 3) == [([0, 2, 3], 1.0), ([4], 1.0), stand_in, stand_in]
+    assert passes(True, None) == [([0, 2, 3, 4], 1.0)] + 3 * [stand_in]
+    assert passes(True, 2, counts & False) == 4 * [stand_in]
+
+
+def test_a_process_with_fewer_different_rows_takes_the_same_step():
+    """Passes that stand in change neither gradient nor metrics, with a KL term, where every row counts."""
+    model, rollouts, advantages, ref = make_batch()
+    alone, one = learn(model, rollouts, advantages, ref, lr=1.0, kl_coef=0.5, micro_batch_size=7)
+
+    class Fewer(Twins):
+        def gather(self, x):  # only of the number of passes is this asked
+            return torch.cat([x, x + 3])
+
+    twins = Fewer()
+    both, two = learn(model, rollouts, advantages, ref, accelerator=twins, lr=1.0, kl_coef=0.5,
+                      micro_batch_size=7)
+    for p, q in zip(alone.parameters(), both.parameters()):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    assert twins.exchanged == [False] * 5 + [True]
 
 
 def test_metrics_are_means_over_the_tokens_of_rows_that_count():
