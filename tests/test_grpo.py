@@ -614,7 +614,7 @@ def test_two_processes_with_the_same_rows_take_the_step_of_one(norm):
 
 
 def test_row_0_stands_in_without_weight_where_another_process_has_more_passes():
-    ids = torch.tensor([[5, 7], [5, 7], [5, 8], [5, 9], [5, 9], [5, 6]])  # prompts of a token, responses of one
+    ids = torch.tensor([[5, 7], [5, 7], [5, 8], [5, 9], [5, 9], [5, 6]])  # prompt, response
     rollouts = SimpleNamespace(ids=ids, attention_mask=torch.ones_like(ids), mask=torch.ones(6, 1))
     counts = torch.tensor([True, False, True, True, True, False])
     others = SimpleNamespace(gather=lambda mine: torch.cat([mine, torch.tensor([4])]))
