@@ -182,8 +182,9 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
         going = running[live].nonzero().squeeze(1)
         if len(going) == 0 or t + 1 == noise.shape[1]:
             return
-        live, pairs = live[going], torch.stack([state, tokens])[:, going]
-        (before, tokens), state = pairs.unique(dim=1, return_inverse=True)  # before: the states gone on from
+        live, words = live[going], logits.shape[1]
+        pairs, state = (state * words + tokens)[going].unique(return_inverse=True)
+        before, tokens = pairs // words, pairs % words  # before: the states gone on from
         if not torch.equal(before, torch.arange(len(logits), device=before.device)):
             choose_rows(cache, before)
         if attention_mask is not None:
@@ -332,8 +333,7 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     for update in range(updates_per_batch):
         sums = {}
         for number, (rows, real) in enumerate(batches, 1):
-            last = number == len(batches)  # processes exchange gradients once, in the last backward pass
-            with nullcontext() if last else accelerator.no_sync(model):
+            with nullcontext() if number == len(batches) else accelerator.no_sync(model):  # exchange once
                 scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature,
                                            share_prompts=share_prompts)
                 if update == 0:

@@ -84,7 +84,7 @@ class Config:
     lr_warmup: int = setting(0, "steps in which the learning rate rises to it")
     updates_per_batch: int = setting(1, "optimizer steps on one batch; with 1 the clip never acts")
     sample_batch_size: int = setting(256, "rollouts decoded at a time, per process: as their cache fits")
-    micro_batch_size: int = setting(32, "rollouts per forward pass of the update, per process")
+    micro_batch_size: int = setting(32, "different rollouts per forward pass of the update, per process")
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
     kl_coef: float = setting(0.001, "weight of the KL divergence to the frozen reference in the loss")

@@ -63,9 +63,13 @@ def finish(command, seconds=200):
 def test_a_command_that_hangs_is_ended_and_tells_where_it_stood():
     sleep = "import time\ntime.sleep(99)"
     code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {sleep!r}])\n\n{sleep}"
-    status, output = finish([sys.executable, "-c", code], seconds=5)
-    assert status is None
-    assert output.count("File \"<string>\", line 2 in") == output.count("File \"<string>\", line 5 in") == 1
+    for seconds in (2, 10, 60):  # on a busy machine both may only have begun
+        status, output = finish([sys.executable, "-c", code], seconds)
+        told = [output.count(f"File \"<string>\", line {line} in") for line in (2, 5)]
+        assert status is None
+        if told == [1, 1]:
+            return
+    raise AssertionError(output)
 
 
 def port():
