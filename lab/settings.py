@@ -141,19 +141,20 @@ def due(step: int, interval: int) -> bool:
 
 
 def load_plugin(path: str | None) -> None:
-    """Run a Python file, which adds to data.INSTRUCTIONS and data.VERIFIERS what it knows."""
+    """Run a Python file, which adds to data.INSTRUCTIONS and data.VERIFIERS what it knows, or puts it in the
+    place of what is there."""
     if path is None:
         return
     check(Path(path).is_file(), f"plugin: no file {path}")
     import data
 
-    before = set(data.VERIFIERS)
+    before = dict(data.VERIFIERS)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except Exception as error:
         raise ValueError(f"plugin: {path} cannot be run: {type(error).__name__}: {error}") from error
-    new = set(data.VERIFIERS) - before
+    new = [name for name, verifier in data.VERIFIERS.items() if verifier is not before.get(name)]
     check(new, f"plugin: {path} adds no function to data.VERIFIERS, such as VERIFIERS['shout'] = lambda "
           "response, answer: ...")
     silent = [name for name in new if name not in data.INSTRUCTIONS or not callable(data.VERIFIERS[name])]

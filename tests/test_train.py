@@ -669,6 +669,20 @@ def test_a_plugin_that_gives_no_reward_is_one_line(tmp_path, monkeypatch, return
         data.verify(task, "#### A")
 
 
+def test_a_plugin_may_be_run_again_and_may_replace_a_verifier(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "VERIFIERS", dict(data.VERIFIERS))
+    monkeypatch.setattr(data, "INSTRUCTIONS", dict(data.INSTRUCTIONS))
+    tasks = [data.Task("1", "t", domain, "6 * 7?", answer="42") for domain in ("shout", "math")]
+    for right in ("42", "forty-two"):  # as two runs of one notebook do
+        (tmp_path / "mine.py").write_text(
+            PLUGIN.format(verifier=f"lambda response, answer: float(response == {right!r})")
+            + "data.VERIFIERS['math'] = data.VERIFIERS['shout']\n"
+        )
+        settings.load_plugin(str(tmp_path / "mine.py"))
+        for task in tasks:
+            assert [data.verify(task, text) for text in ("42", "forty-two")] == [right == "42", right != "42"]
+
+
 def test_another_verifier_of_programs_is_asked(monkeypatch):
     monkeypatch.setitem(data.VERIFIERS, "code", lambda response, tests: float(tests[0] in response))
     task = data.Task("1", "t", "code", "Write f(x).", tests=("assert f(1) == 1",))
