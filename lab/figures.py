@@ -80,7 +80,8 @@ def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[lis
 
 
 def draw(root: Path, label_ratio: float) -> list[Path]:
-    """`curves` as accuracy.png and predictions.png in that folder: means over seeds, with standard errors."""
+    """`curves` as accuracy.png and predictions.png in that folder: means over seeds, with standard errors;
+    where there are runs of several shares of the labels, labels.png beside them."""
     import numpy as np
 
     titles = {"accuracy": "greedy test accuracy", "predictions": "predicted rewards that are right"}
@@ -102,7 +103,41 @@ def draw(root: Path, label_ratio: float) -> list[Path]:
         axes.grid(alpha=0.3)
         axes.legend()
         written.append(save(figure, root / f"{name}.png"))
-    return written
+    lines = by_labels(root)
+    several = any(len(ratios) > 1 for ratios in lines.values())
+    return [*written, draw_labels(root, lines)] if several else written
+
+
+def by_labels(root: Path) -> dict[str, dict[float, list[float]]]:
+    """Greedy test accuracy at the end of every seed's run of a folder of compare: by line (who rewards, which
+    labels) and share of the labels."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for path in sorted(root.glob("*-*-*/results.json")):
+        name, ratio, *pick, _ = path.parent.name.split("-")
+        if name in ("memreward", "r1p", "oracle"):
+            line = name if name == "oracle" else f"{name}, labels {'picked' if pick else 'at random'}"
+            score = json.loads(path.read_text())["evaluations"][-1]["greedy"]["all"]
+            found.setdefault(line, {}).setdefault(float(ratio), []).append(score)
+    return found
+
+
+def draw_labels(root: Path, lines: dict[str, dict[float, list[float]]]) -> Path:
+    """`by_labels` as labels.png in that folder: means over seeds, with standard errors."""
+    from statistics import mean, stdev
+
+    figure, (axes,) = new_figure(6, 3.6)
+    for (line, seeds), (colour, dashes, marker) in zip(sorted(lines.items()), cycle(STYLES)):
+        ratios = sorted(seeds)
+        errors = [stdev(seeds[r]) / len(seeds[r]) ** 0.5 if len(seeds[r]) > 1 else 0 for r in ratios]
+        axes.errorbar([100 * r for r in ratios], [mean(seeds[r]) for r in ratios], errors, color=colour,
+                      linestyle=dashes, marker=marker, capsize=3, label=line)
+    shares = sorted({100 * ratio for seeds in lines.values() for ratio in seeds})
+    axes.set(xlabel="labelled training tasks, per cent", ylabel="greedy test accuracy", xscale="log")
+    axes.set_xticks(shares, [f"{share:g}" for share in shares])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save(figure, root / "labels.png")
 
 
 # ----------------------------------------------------------------------------------------------- one run

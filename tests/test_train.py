@@ -234,6 +234,19 @@ def test_comparison_arithmetic():
     assert "66.7 %" in lines["memreward 0.1 / oracle"] and "memreward - r1p 0.1" not in lines
 
 
+def test_the_last_accuracy_by_share_and_choice_of_labels(tmp_path):
+    for name, last in {"memreward-0.1-3": 0.5, "memreward-0.1-4": 0.7, "memreward-0.1-coverage-3": 0.8,
+                       "memreward-0.4-3": 0.9, "oracle-1.0-3": 1.0, "majority-0.2-3": 0.1}.items():
+        (tmp_path / name).mkdir()
+        evaluations = [{"greedy": {"all": 0.3}}, {"greedy": {"all": last}}]
+        (tmp_path / name / "results.json").write_text(json.dumps({"evaluations": evaluations}))
+    assert figures.by_labels(tmp_path) == {
+        "memreward, labels at random": {0.1: [0.5, 0.7], 0.4: [0.9]},
+        "memreward, labels picked": {0.1: [0.8]},
+        "oracle": {1.0: [1.0]},
+    }
+
+
 def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
     for seed in range(2):
         for name, ratio in (
@@ -275,10 +288,10 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == [
         str(tmp_path / "accuracy.png"),
         str(tmp_path / "predictions.png"),
+        str(tmp_path / "labels.png"),
     ]
-    assert all(
-        (tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("accuracy.png", "predictions.png")
-    )
+    drawn = [tmp_path / f"{name}.png" for name in ("accuracy", "predictions", "labels")]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     with pytest.raises(SystemExit, match="holds no finished runs of compare with label_ratio 0.2"):
         train.main(["plot", str(tmp_path / "oracle-1.0-0")])
 
