@@ -108,7 +108,8 @@ def comparison(runs: list[dict]) -> str:
              if title in runs[0]["after"].get(kind, ())]
     head = "".join(f"{f'{kind} {title}'.removesuffix(' all').replace('out of domain', 'outside'):>16}"
                    for kind, title in kinds)
-    scores = {"accuracy": "predictions right", "auc": "AUC", "agreement_auc": "agreement's AUC"}
+    scores = {"accuracy": "predictions right", "auc": "AUC", "group_auc": "AUC inside groups",
+              "agreement_auc": "agreement's AUC"}
     scores = {key: title for key, title in scores.items() if any(key in run["audit"] for run in runs)}
     told = "".join(f"{title:>20}" for title in scores.values())
     lines = [f"{'test accuracy, %':<24}{head}{'labels':>11}{told}{'seeds':>7}"]
@@ -187,6 +188,10 @@ def report(results: dict) -> str:
                      f"recall {audit['recall']}, false positives {audit['fp_rate']}, "
                      f"AUC {audit['auc']}{alone} on {results['audit']['rollouts']} rollouts"
                      + ("" if right is None else f", {right:.0%} of them right"))
+        if results["audit"].get("group_auc") is not None:
+            told, mistaken = (results["audit"][name] for name in ("told_apart", "mistaken"))
+            lines.append(f"  in a group        AUC {audit['group_auc']}; of pairs of a right and a wrong "
+                         f"rollout {told:.0%} get rewards in that order, {mistaken:.0%} the other way round")
     if results["dropped"]:
         counts = (f"{name}: {n} {why}" for name, reasons in results["dropped"].items()
                   for why, n in reasons.items())

@@ -251,9 +251,9 @@ class Audit(Tally):
     which only an experiment has; what it returns goes to the log and nowhere else. Beside each prediction
     stands the rollout's agreement, the share of its group with this answer: what can be had for nothing."""
 
-    def __init__(self, tasks: list, threshold: float):
-        super().__init__(threshold)
-        self.truth, self.agreement = {task.id: task for task in tasks}, []
+    def __init__(self, tasks: list, config):
+        super().__init__(config.threshold)
+        self.truth, self.agreement, self.size = {task.id: task for task in tasks}, [], config.group_size
 
     def verify(self, tasks: list, texts: list[str]) -> list[float | None]:
         """The true rewards of responses, None where nobody knows. Nothing else touches a hidden label."""
@@ -274,7 +274,7 @@ class Audit(Tally):
 
         rows = [b for b, task in enumerate(experience.tasks)
                 if not task.labelled and self.truth[task.id].labelled]
-        pairs, size = [], run.config.group_size
+        found, size = [], self.size
         if rows:
             groups = experience.groups and experience.groups.rows(torch.tensor(rows))
             keys = [experience.keys[b] for b in rows]
@@ -283,8 +283,9 @@ class Audit(Tally):
                          for group in keys for key in group]
             texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
             tasks = [experience.tasks[b] for b in rows for _ in range(size)]
-            pairs = list(zip(probabilities.flatten().tolist(), self.verify(tasks, texts), agreement))
-        self.extend(gather(run, pairs))
+            found = list(zip(probabilities.flatten().tolist(), self.verify(tasks, texts), agreement))
+        groups = [found[first : first + size] for first in range(0, len(found), size)]
+        self.extend([row for group in gather(run, groups) for row in group])
 
     def extend(self, rows: list[tuple[float, float, float]]) -> None:
         """Add probability, reward and agreement of rollouts."""
@@ -292,10 +293,31 @@ class Audit(Tally):
         self.agreement += [agreement for *_, agreement in rows]
 
     def metrics(self, first: int = 0) -> dict:
-        """The same, and agreement_auc: that of agreement as a score."""
+        """The same, agreement_auc: that of agreement as a score, and what `inside_groups` tells."""
         part, alone = super().metrics(first), Tally(self.threshold)
         alone.extend(zip(self.agreement[first:], self.rewards[first:]))
-        return part and part | {"agreement_auc": alone.metrics()["auc"]}
+        return part and part | {"agreement_auc": alone.metrics()["auc"]} | inside_groups(
+            self.probabilities[first:], self.rewards[first:], self.size, self.threshold)
+
+
+def inside_groups(probabilities: list[float], rewards: list[float], size: int, threshold: float) -> dict:
+    """How well predictions tell a right from a wrong rollout of the same group, which is all that an
+    advantage sees: over all such pairs group_auc, how often the right one has the higher probability (a tie
+    counts one half); told_apart, how often it alone is above the threshold; mistaken, how often the wrong one
+    is. None where no group has both.
+
+    >>> inside_groups([0.9, 0.8, 0.1, 0.3, 0.4, 0.2], [1, 0, 0, 1, 0, 0], size=3, threshold=0.5)
+    {'group_auc': 0.75, 'told_apart': 0.25, 'mistaken': 0.0}
+    """
+    import torch
+
+    p, right = torch.tensor(probabilities).view(-1, size), torch.tensor(rewards).view(-1, size) > 0.5
+    pairs = right[:, :, None] & ~right[:, None]  # (B, G, G) of a right and a wrong one
+    higher = (p[:, :, None] - p[:, None]).sign()[pairs]
+    order = ((p > threshold).float()[:, :, None] - (p > threshold).float()[:, None])[pairs]
+    values = {"group_auc": (higher + 1) / 2, "told_apart": (order > 0).float(),
+              "mistaken": (order < 0).float()}
+    return {name: value.mean().item() if len(value) else None for name, value in values.items()}
 
 
 class Drift(Tally):

@@ -158,8 +158,7 @@ TABLE = {
     "train.py": (["tests/test_steps.py", "tests/test_labels.py", "tests/test_train.py"], [
         ('if self.mode == "oracle":\n            self.label_ratio = 1.0', "if False:\n            pass"),
         ("config.label_ratio, config.seed, order)", "config.label_ratio, 0, order)"),
-        ("Audit(everything, config.threshold)", "Audit(everything, 0.5)"),
-        ("Audit(everything, config.threshold)", "Audit(tasks, config.threshold)"),
+        ("Audit(everything, config)", "Audit(tasks, config)"),
         ("        tasks = labelled\n", "        pass\n"),
         ("range((done or 0) + 1,", "range((done or 0),"),
         ("batch(tasks, step - 1, config)", "batch(tasks, 0, config)"),
@@ -226,6 +225,8 @@ TABLE = {
         ("(folder / \"tasks.json\").read_text()) == chosen", "(folder / \"tasks.json\").read_text())"),
     ]),
     "lab/log.py": (["lab/log.py", "tests/test_steps.py", "tests/test_train.py"], [
+        ("& ~right[:, None]", "& right[:, None]"),
+        ("(order < 0).float()", "(order <= 0).float()"),
         ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),
         ("self.verify(tasks, texts), agreement)",  # the truth is the prediction
             "(probabilities.flatten() > 0.5).float().tolist(), agreement)"),

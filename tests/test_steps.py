@@ -478,12 +478,13 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
                                  keys=[["x", "x"], ["x", None], ["x", "x"], ["x", "x"], ["x", "x"]])
     run = SimpleNamespace(config=SimpleNamespace(group_size=2), memory=SimpleNamespace(predict=predict),
                           accelerator=SimpleNamespace(num_processes=1))
-    audit = Audit(whole, 0.5)
+    audit = Audit(whole, SimpleNamespace(threshold=0.5, group_size=2))
     audit.add(run, experience)
     assert asked == [[1.0, 3.0]]
     assert audit.probabilities == pytest.approx([0.9, 0.0, 0.2, 0.8]) and audit.rewards == [1, 0, 0, 1]
     assert audit.agreement == [0.5, 0.0, 1.0, 1.0]
     assert audit.metrics()["agreement_auc"] == (1 + 0 + 1 + 0.5) / 4 and audit.metrics(4) == {}
+    assert [audit.metrics()[name] for name in ("group_auc", "told_apart", "mistaken")] == [1, 1, 0]
 
 
 def test_the_seed_decides_which_tasks_are_shown():
@@ -505,7 +506,7 @@ def test_a_shown_rollout_has_its_own_numbers():
                                mask=torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]))
     experience = train.Experience(tasks, rollouts, [["6", "7"], ["1", "2"]])
     run = SimpleNamespace(config=train.Config(mode="majority", group_size=2), memory=None, render=str)
-    truth = Audit([tasks[0], dataclasses.replace(tasks[1], answer="2")], 0.5)
+    truth = Audit([tasks[0], dataclasses.replace(tasks[1], answer="2")], run.config)
     shown = samples.Samples(run, tasks, truth, lambda *rest: experience)
     columns = ("response", "answer", "reward", "truth", "length", "truncated")
     found = [[tuple(one[name] for name in columns) for one in row["rollouts"]] for row in shown.rows(3)]
