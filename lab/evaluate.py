@@ -10,8 +10,6 @@ from lab.compare import accuracies
 from lab.processes import gather, share
 from lab.runs import Run, load_data, start, write_json
 
-BATCH = 128  # tasks sampled at a time
-
 
 def evaluate(run: Run, tasks: list) -> dict:
     """Accuracy by the verifier on test tasks: the greedy response, and the mean over samples at temperature
@@ -33,8 +31,8 @@ def evaluate(run: Run, tasks: list) -> dict:
     mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
     bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10,
                disable=not run.accelerator.is_main_process)
-    for first in range(0, len(mine), BATCH):
-        some = mine[first : first + BATCH]
+    for first in range(0, len(mine), config.sample_batch_size):
+        some = mine[first : first + config.sample_batch_size]
         prompts, found = [run.render(task) for task in some], {}
         for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
             if size:

@@ -263,7 +263,7 @@ TABLE = {
         ("asked = [task for task in some for _ in range(size)]",
             "asked = [task for _ in range(size) for task in some]"),
         ("float(key is not None) for key", "float(key is None) for key"),
-        ("some = mine[first : first + BATCH]", "some = mine[:BATCH]"),
+        ("some = mine[first : first", "some = mine[0 : first"),
         ("set(names) - run.inside if several else set()", "set()"),
         ("[name for name in counts if name not in outside]", "list(counts)"),
         ("of |= {title: [v for name in sets for v in of[name]]",

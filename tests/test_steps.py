@@ -29,7 +29,7 @@ SETTINGS = dict(
     train_tasks=TASKS, label_ratio=0.4, drift_fraction=0.25, test_tasks=TEST, ood="world_ood", eval_samples=2,
     eval_every=3, learning_rate=1e-3, lr_warmup=3, threshold=0.55, reward="soft", abstain=0.2,
     advantage_norm="none", mask_truncated=True, memory="refit", refit_every=2,
-    features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5)
+    features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5, sample_batch_size=8)
 
 
 TOKENIZER = runs.load_policy(train.Config(), torch.float32)[1]
@@ -90,7 +90,6 @@ def record(tmp_path_factory):
     within(train, "train_step", lambda run, visits, step, *rest: step)
     within(train, "evaluate", lambda *rest: "evaluate")
     within(samples.Samples, "rows", lambda *rest: "samples")
-    patch.setattr(evaluation, "BATCH", 8)
     everything = data.load_tasks("world", "train", TASKS, SEED)
     of_all = everything + data.load_tasks("world", "test", TEST) + data.load_tasks("world_ood", "test", TEST)
     longest = max(len(TOKENIZER(prompt).input_ids) for prompt in rendered(of_all))  # which is still taken
