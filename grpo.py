@@ -194,14 +194,9 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
 
 
 def check_policy(model, tokenizer, longest: int | None = None) -> None:
-    """Raise ValueError, in one line, where the model does not agree with itself: rollouts of two prompts of
-    unequal length, longer than any window of its attention, sampled and then scored in one row, in rows of
-    their own and in training mode, must have the log-probabilities of the plain model that reads one row at a
-    time.
-
-    model: unwrapped, before the first batch. longest: prompt and response of the run at most, in tokens; what
-    lies beyond is not looked at. A model that draws at random in training mode is refused, too.
-    """
+    """Raise ValueError, in one line, where a model (unwrapped, before the first batch) does not agree with
+    itself in what `sample` and `forward_responses` say: see `support.selfcheck`. longest: prompt and response
+    of the run at most, in tokens; what lies beyond is not looked at."""
     selfcheck.check(model, tokenizer, sample, forward_responses, longest)
 
 
@@ -249,6 +244,30 @@ def group_advantages(rewards: Tensor, normalize: str = "std", eps: float = 1e-4)
     return centered / (rewards.std(1, keepdim=True) + eps) if normalize == "std" else centered
 
 
+def expected_advantages(probabilities: Tensor, normalize: str = "std", eps: float = 1e-4) -> Tensor:
+    """Equation (3) for rewards that are believed, not known: the mean of `group_advantages` over all that
+    they may be, each rollout of (B, G) right with its own probability. Of 0 and 1 it is `group_advantages`;
+    alike ones give nearly 0, while dividing by their own deviation would blow small differences up.
+
+    >>> expected_advantages(torch.tensor([[0.6, 0.5], [1.0, 0.0]])).round(decimals=2)
+    tensor([[ 0.0700, -0.0700],
+            [ 0.7100, -0.7100]])
+    """
+    if normalize != "std":  # without a quotient the mean of advantages is the advantage of means
+        return group_advantages(probabilities, normalize, eps)
+    p, count = probabilities.float(), torch.arange(probabilities.shape[1], device=probabilities.device)
+    size, others = len(count), (count == 0).float().expand(*p.shape, -1)  # (B, G, G): k of the others right
+    for g in count:  # rollout g is one more of the others of all but itself
+        one = p[:, g, None, None] * (count != g)[:, None]  # (B, G, 1)
+        others = others * (1 - one) + others.roll(1, -1) * one
+
+    def mean_advantage(own: float) -> Tensor:  # of a rollout whose reward is `own`, (B, G)
+        right = count + own
+        return others @ ((own - right / size) / ((right * (size - right) / size / (size - 1)).sqrt() + eps))
+
+    return p * mean_advantage(1.0) + (1 - p) * mean_advantage(0.0)
+
+
 def token_weights(mask: Tensor, loss_norm: str = "sequence",
                   reduce: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Equation (7): the weight (N, T) of every token in the loss, to be computed once for the whole batch,
@@ -276,8 +295,7 @@ def token_weights(mask: Tensor, loss_norm: str = "sequence",
 def grpo_loss(logprobs: Tensor, old_logprobs: Tensor | None, ref_logprobs: Tensor | None, advantages: Tensor,
               mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.001,
               weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Equations (4) to (8): the loss, a scalar, and its metrics. Everything is (N, T) but the advantages
-    (N,).
+    """Equations (4) to (8): the loss, a scalar, and its metrics. All is (N, T) but the advantages (N,).
 
     old_logprobs None: the policy has not moved since it sampled, the ratio is 1. ref_logprobs None: no KL
     term (and no metric of it). weights None: `token_weights(mask, "sequence")`. What stands at masked places

@@ -13,9 +13,8 @@
     python train.py --preset qwen2.5-1.5b        # the paper's models and benchmarks, one GPU
     accelerate launch --num_processes 8 train.py --preset qwen2.5-3b     # one node of 8 GPUs
 
-A run folder holds config.json, tasks.json (which tasks, which of them labelled), metrics.jsonl (a line for
-each step and evaluation), rollouts.jsonl (what the policy writes), checkpoints/STEP (each a model folder,
-too), results.json and policy/ (the trained model).
+A run folder holds config.json, tasks.json (the labelled ones marked), metrics.jsonl (a line a step and
+evaluation), rollouts.jsonl (what the policy writes), checkpoints/STEP, results.json, policy/ (the result).
 
 What needs torch is imported where it is used, so that --help and a refused setting answer at once.
 """
@@ -24,7 +23,6 @@ import os
 import random
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Literal
 
@@ -39,7 +37,7 @@ from lab.probe import run_probe
 from lab.processes import fit_memory, gather, join, refresh, share
 from lab.runs import Run, finish, load_checkpoint, load_data, open_folder, save_checkpoint, start
 from lab.samples import Samples
-from lab.settings import PRESETS, check_values, due, load_plugin, new_folder, out_of_memory, parse, setting
+from lab.settings import PRESETS, check_values, due, new_folder, run_command, setting
 
 
 @dataclass
@@ -102,8 +100,8 @@ class Config:
                              "7, for more labelled queries of a kind than the small world has)")
     threshold: float = setting(0.5, "a predicted probability above it is a reward of 1")
     reward: Literal["hard", "soft"] = setting(
-        "hard", "predicted rewards are 0 or 1 by the threshold, or the probability itself, whose small "
-        "differences --advantage_norm std makes large")
+        "hard", "predicted rewards are 0 or 1 by the threshold (the paper), or the probability itself: then "
+        "advantages are means over what the rewards may be")
     abstain: float = setting(0.0, "groups whose mean |2p - 1| of predictions p is below it teach nothing")
     drift_fraction: float = setting(
         0.1, "share of the labelled queries that the reward networks never train, stop or calibrate on, so "
@@ -262,7 +260,7 @@ def warm_up(run: Run, labelled: list, log: Log, drift: Drift) -> None:
 
 def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit, drift: Drift) -> None:
     """Steps 2 to 6: rollouts, rewards, one GRPO update, what the predictions were worth, fresh experience."""
-    from grpo import group_advantages, policy_update
+    from grpo import expected_advantages, group_advantages, policy_update
     from memreward import acquire_rewards
 
     config, lap, audited, checked = run.config, Stopwatch(), len(audit.rewards), len(drift.rewards)
@@ -274,7 +272,8 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
         tasks, experience.rollouts.texts, run.memory, experience.groups, experience.keys, config.threshold,
         config.reward == "soft", config.abstain, lap)  # (B, G), (B,)
     # 4. Advantages and one GRPO update.
-    advantages = group_advantages(rewards, config.advantage_norm)  # (B, G)
+    advantages_of = expected_advantages if config.reward == "soft" else group_advantages
+    advantages = advantages_of(rewards, config.advantage_norm)  # (B, G)
     if config.mask_truncated:  # what was cut off is neither right nor wrong (DAPO)
         advantages = advantages * ~experience.rollouts.truncated.view_as(advantages).to(advantages.device)
     for group in run.optimizer.param_groups:
@@ -398,24 +397,7 @@ COMMANDS = {  # what each does, and the function that does it
 
 def main(arguments: list[str]) -> None:
     """The command line; an error is one line."""
-    command = config = None
-    try:
-        command, config = parse(arguments, Config, {name: text for name, (text, _) in COMMANDS.items()})
-        load_plugin(config.plugin)
-        COMMANDS[command][1](config)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if config is not None and config.traceback:
-            raise
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        full, blank = ("out of memory" in str(error)), ("is still blank" in str(error))  # an exercise
-        if config.traceback or not (full or blank):
-            raise
-        sys.exit(f"error: {out_of_memory(config) if full else error}")
-    except KeyboardInterrupt:
-        if command != "train" or not (Path(config.output_dir or "") / "config.json").is_file():
-            sys.exit("\nstopped; run the same command again")
-        sys.exit(f"\nstopped; to go on: python train.py --resume {config.output_dir}")
+    run_command(arguments, Config, COMMANDS)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Samples:
         """The groups as plain data."""
         import torch
 
-        from grpo import group_advantages
+        from grpo import expected_advantages, group_advantages
         from memreward import acquire_rewards, predict_rewards
 
         config, tasks, size = self.run.config, self.tasks, self.run.config.group_size
@@ -46,7 +46,8 @@ class Samples:
         texts, keys, memory = experience.rollouts.texts, experience.keys, self.run.memory
         rewards, source = acquire_rewards(tasks, texts, memory, experience.groups, keys, config.threshold,
                                           config.reward == "soft", config.abstain)
-        advantages = group_advantages(rewards, config.advantage_norm)
+        advantages_of = expected_advantages if config.reward == "soft" else group_advantages
+        advantages = advantages_of(rewards, config.advantage_norm)
         believed = memory is not None or config.mode == "majority"
         if believed:
             probabilities = predict_rewards(memory, experience.groups, keys, [task.id for task in tasks])

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime
@@ -188,6 +189,29 @@ def out_of_memory(config) -> str:
     peak = f" ({gib:.1f} GiB were in use)" if gib else ""
     return (f"out of memory{peak}: take a smaller --micro_batch_size (now {config.micro_batch_size}) or "
             f"--sample_batch_size (now {config.sample_batch_size}), or --gradient_checkpointing")
+
+
+def run_command(arguments: list[str], Config: type, commands: dict[str, tuple[str, Callable]]) -> None:
+    """What `python train.py` with these arguments does, by the functions of `commands`, {name: (what it does,
+    function)}. An error that the user can mend is one line."""
+    command = config = None
+    try:
+        command, config = parse(arguments, Config, {name: text for name, (text, _) in commands.items()})
+        load_plugin(config.plugin)
+        commands[command][1](config)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if config is not None and config.traceback:
+            raise
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        full, blank = ("out of memory" in str(error)), ("is still blank" in str(error))  # an exercise
+        if config.traceback or not (full or blank):
+            raise
+        sys.exit(f"error: {out_of_memory(config) if full else error}")
+    except KeyboardInterrupt:
+        if command != "train" or not (Path(config.output_dir or "") / "config.json").is_file():
+            sys.exit("\nstopped; run the same command again")
+        sys.exit(f"\nstopped; to go on: python train.py --resume {config.output_dir}")
 
 
 class Parser(argparse.ArgumentParser):

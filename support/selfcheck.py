@@ -1,5 +1,9 @@
 """Whether a policy agrees with itself: rollouts sampled and scored in every way, against the plain model.
 
+Rollouts of two prompts of unequal length, one longer than any window of its attention, are sampled and then
+scored in one row, in rows of their own and in training mode: their log-probabilities must be the plain
+model's. A model that draws at random in training mode is refused, too.
+
 The plain model reads one row at a time, without padding, cache, positions or mask. Where sampling or scoring
 says anything else beyond rounding, training would go on and learn from wrong numbers.
 """

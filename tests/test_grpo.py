@@ -3,6 +3,7 @@ by hand."""
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 import socket
@@ -295,6 +296,31 @@ def test_equal_rewards_give_exactly_zero():
     rewards = torch.tensor([[0.1] * 7, [1 / 3] * 7, [1e6 + 0.3] * 7])
     for normalize in ("std", "none"):
         assert grpo.group_advantages(rewards, normalize).eq(0).all()
+
+
+@pytest.mark.parametrize("normalize", ["std", "none"])
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_expected_advantages_are_means_over_all_rewards_there_may_be(normalize, size):
+    beliefs = torch.rand(4, size, generator=torch.Generator().manual_seed(size))
+    beliefs[0], beliefs[1, 0], beliefs[2, 1:] = beliefs[0].round(), 1.0, 0.0  # some are known
+    kept, expected = beliefs.clone(), torch.zeros(4, size)
+    for may_be in itertools.product((0.0, 1.0), repeat=size):
+        rewards = torch.tensor(may_be).expand(4, -1)
+        chance = torch.where(rewards == 1, beliefs, 1 - beliefs).prod(1, keepdim=True)
+        expected += chance * grpo.group_advantages(rewards, normalize)
+    found = grpo.expected_advantages(beliefs, normalize)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found[0], grpo.group_advantages(beliefs[:1], normalize)[0], atol=1e-5, rtol=0)
+    assert torch.equal(beliefs, kept)
+
+
+def test_expected_advantages_of_a_large_group_and_of_one_that_is_sure():
+    known = torch.tensor([[0.0] * 40 + [1.0] * 8, [1.0] * 48, [0.0] * 48])
+    found = grpo.expected_advantages(known)
+    torch.testing.assert_close(found, grpo.group_advantages(known), atol=1e-5, rtol=0)
+    assert found[1:].eq(0).all()
+    doubtful = torch.tensor([[0.50, 0.52] * 24])  # dividing by their own deviation would make these -1 and 1
+    assert grpo.expected_advantages(doubtful).abs().max() < 0.03
 
 
 @pytest.mark.parametrize(

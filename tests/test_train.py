@@ -15,6 +15,8 @@ import pytest
 import torch
 
 import data
+import grpo
+import memreward
 import train
 from lab import compare, figures, log, probe, runs, settings
 from lab.evaluate import evaluate, evaluate_model
@@ -609,6 +611,39 @@ def test_what_was_cut_off_teaches_nothing(quick, monkeypatch):
     train.train(quick(mode="oracle", steps=4, batch_size=12, mask_truncated=True, max_response_length=20))
     cut, advantages = (torch.cat(column) for column in zip(*seen))
     assert cut.any() and not cut.all() and (advantages[cut] == 0).all() and (advantages[~cut] != 0).any()
+
+
+def test_soft_rewards_teach_by_the_advantages_that_they_let_expect(quick, monkeypatch):
+    """What the update gets, and what rollouts.jsonl shows, are the means of advantages over all rewards."""
+    taught, update = [], grpo.policy_update
+    monkeypatch.setattr(
+        grpo,
+        "policy_update",
+        lambda *args, **more: taught.append(args[4].view(-1, 4)) or update(*args, **more),
+    )
+    beliefs, acquire = [], memreward.acquire_rewards
+
+    def noted(*args, **more):
+        rewards, source = acquire(*args, **more)
+        beliefs.append(rewards)
+        return rewards, source
+
+    monkeypatch.setattr(memreward, "acquire_rewards", noted)
+    config = quick(reward="soft", eval_every=0)
+    train.train(config)
+    beliefs = [rewards for rewards in beliefs if (rewards != rewards.round()).any()]
+    assert len(taught) == 2
+    for advantages in taught:
+        assert any(
+            torch.allclose(grpo.expected_advantages(rewards), advantages)
+            and not torch.allclose(grpo.group_advantages(rewards), advantages, atol=0.1)
+            for rewards in beliefs
+        )
+    for line in open(Path(config.output_dir) / "rollouts.jsonl"):
+        group = json.loads(line)["rollouts"]
+        rewards = torch.tensor([[rollout["reward"] for rollout in group]])
+        told = torch.tensor([[rollout["advantage"] for rollout in group]])
+        torch.testing.assert_close(grpo.expected_advantages(rewards), told, atol=1e-3, rtol=0)
 
 
 PLUGIN = "import data\ndata.INSTRUCTIONS['shout'] = 'Shout.'\ndata.VERIFIERS['shout'] = {verifier}\n"
