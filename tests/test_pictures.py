@@ -137,6 +137,28 @@ def test_explain_says_what_is_truly_right_and_draws_it(finished, capsys):
     assert (Path(finished) / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_explain_wants_the_tasks_of_the_run(finished, monkeypatch):
+    load = data.load_splits
+
+    def shortened(*args):
+        train_tasks, *others = load(*args)
+        return train_tasks[1:], *others
+
+    monkeypatch.setattr(data, "load_splits", shortened)
+    with pytest.raises(SystemExit, match="tasks: world lacks some of .*: the data changed since it began"):
+        train.main(["explain", str(finished)])
+
+
+def test_runs_that_were_evaluated_at_other_steps_are_not_one_curve(tmp_path):
+    pytest.importorskip("matplotlib")
+    for seed, steps in enumerate(((0, 50, 100), (0, 100))):
+        (tmp_path / f"memreward-0.2-{seed}").mkdir()
+        rows = [{"step": step, "greedy": {"all": 0.5}, "audit": {}} for step in steps]
+        (tmp_path / f"memreward-0.2-{seed}" / "results.json").write_text(json.dumps({"evaluations": rows}))
+    with pytest.raises(SystemExit, match="memreward in .* were not evaluated at the same steps"):
+        train.main(["plot", str(tmp_path)])
+
+
 def test_score_is_what_the_memory_predicts(finished, tmp_path, capsys):
     """Responses of one's own get the memory's predictions, from nodes and features made by hand."""
     from gnn import Groups
@@ -147,7 +169,8 @@ def test_score_is_what_the_memory_predicts(finished, tmp_path, capsys):
     task = data.load_tasks("world", "test", 3)[0]
     responses = ["3 + 4 = 7\n#### 7", "no idea", "#### 12"]
     row = {"id": task.id, "domain": task.domain, "question": task.question, "choices": task.choices}
-    (tmp_path / "mine.jsonl").write_text(json.dumps({**row, "answer": None, "responses": responses}))
+    text = json.dumps({**row, "answer": None, "responses": responses})
+    (tmp_path / "mine.jsonl").write_text("\ufeff" + text, encoding="utf-8")  # as some editors begin a file
     train.main(["score", str(finished), str(tmp_path / "mine.jsonl")])
     assert "no idea" in capsys.readouterr().out
     (line,) = (tmp_path / "mine.scored.jsonl").read_text().splitlines()
