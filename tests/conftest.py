@@ -17,7 +17,7 @@ def pytest_configure(config):
     everything = config.args_source == config.ArgsSource.TESTPATHS and not config.getoption("keyword")
     one_of_them = hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"
     if config.pluginmanager.hasplugin("xdist") and everything and not one_of_them:
-        config.option.dist, config.option.tx = "load", ["2*popen"]
+        config.option.dist, config.option.tx = "worksteal", ["2*popen"]
 
 
 @pytest.fixture(autouse=True)
