@@ -246,15 +246,15 @@ def group_advantages(rewards: Tensor, normalize: str = "std", eps: float = 1e-4)
 
 def expected_advantages(probabilities: Tensor, normalize: str = "std", eps: float = 1e-4) -> Tensor:
     """Equation (3) for rewards that are believed, not known: the mean of `group_advantages` over all that
-    they may be, each rollout of (B, G) right with its own probability. Of 0 and 1 it is `group_advantages`;
-    alike ones give nearly 0, while dividing by their own deviation would blow small differences up.
+    they may be, each rollout of (B, G) right with its own probability; nearly 0 where these are alike.
 
     >>> expected_advantages(torch.tensor([[0.6, 0.5], [1.0, 0.0]])).round(decimals=2)
     tensor([[ 0.0700, -0.0700],
             [ 0.7100, -0.7100]])
     """
-    if normalize != "std":  # without a quotient the mean of advantages is the advantage of means
-        return group_advantages(probabilities, normalize, eps)
+    plain = group_advantages(probabilities, normalize, eps)
+    if normalize == "none":  # without a quotient the mean of advantages is the advantage of means
+        return plain
     p, count = probabilities.float(), torch.arange(probabilities.shape[1], device=probabilities.device)
     size, others = len(count), (count == 0).float().expand(*p.shape, -1)  # (B, G, G): k of the others right
     for g in count:  # rollout g is one more of the others of all but itself
@@ -265,7 +265,7 @@ def expected_advantages(probabilities: Tensor, normalize: str = "std", eps: floa
         right = count + own
         return others @ ((own - right / size) / ((right * (size - right) / size / (size - 1)).sqrt() + eps))
 
-    return p * mean_advantage(1.0) + (1 - p) * mean_advantage(0.0)
+    return (p * mean_advantage(1.0) + (1 - p) * mean_advantage(0.0)) * plain.any(1, keepdim=True)
 
 
 def token_weights(mask: Tensor, loss_norm: str = "sequence",

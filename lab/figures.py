@@ -81,7 +81,7 @@ def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[lis
 
 def draw(root: Path, label_ratio: float) -> list[Path]:
     """`curves` as accuracy.png and predictions.png in that folder: means over seeds, with standard errors;
-    where there are runs of several shares of the labels, labels.png beside them."""
+    where a line of `by_labels` has several shares of the labels, labels.png beside them."""
     import numpy as np
 
     titles = {"accuracy": "greedy test accuracy", "predictions": "predicted rewards that are right"}
@@ -116,8 +116,9 @@ def by_labels(root: Path) -> dict[str, dict[float, list[float]]]:
         name, ratio, *pick, _ = path.parent.name.split("-")
         if name in ("memreward", "r1p", "oracle"):
             line = name if name == "oracle" else f"{name}, labels {'picked' if pick else 'at random'}"
-            score = json.loads(path.read_text())["evaluations"][-1]["greedy"]["all"]
-            found.setdefault(line, {}).setdefault(float(ratio), []).append(score)
+            scores = json.loads(path.read_text())["evaluations"][-1].get("greedy")
+            if scores:  # not where --eval_every is 0
+                found.setdefault(line, {}).setdefault(float(ratio), []).append(scores["all"])
     return found
 
 

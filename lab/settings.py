@@ -149,15 +149,15 @@ def load_plugin(path: str | None) -> None:
     check(Path(path).is_file(), f"plugin: no file {path}")
     import data
 
-    before = dict(data.VERIFIERS)
+    before, told = dict(data.VERIFIERS), dict(data.INSTRUCTIONS)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"plugin: {path} cannot be run: {type(error).__name__}: {error}") from error
     new = [name for name, verifier in data.VERIFIERS.items() if verifier is not before.get(name)]
-    check(new, f"plugin: {path} adds no function to data.VERIFIERS, such as VERIFIERS['shout'] = lambda "
-          "response, answer: ...")
+    check(new or told != data.INSTRUCTIONS, f"plugin: {path} adds no function to data.VERIFIERS, such as "
+          "VERIFIERS['shout'] = lambda response, answer: ...")
     silent = [name for name in new if name not in data.INSTRUCTIONS or not callable(data.VERIFIERS[name])]
     check(not silent, f"plugin: {path}: {', '.join(silent)} needs a text in data.INSTRUCTIONS and a function "
           "in data.VERIFIERS")
@@ -165,12 +165,12 @@ def load_plugin(path: str | None) -> None:
         data.VERIFIERS[name] = guarded(name, data.VERIFIERS[name])
 
 
-def guarded(name: str, verifier: Callable[[str, str], float]) -> Callable[[str, str], float]:
-    """A verifier whose errors are one line."""
+def guarded(name: str, verifier: Callable[..., float]) -> Callable[..., float]:
+    """A verifier whose errors are one line; one of qa gets the choices, too."""
 
-    def verify(response: str, answer: str) -> float:
+    def verify(response: str, answer: str, *choices) -> float:
         try:
-            reward = verifier(response, answer)
+            reward = verifier(response, answer, *choices)
         except Exception as error:
             raise ValueError(f"plugin: the verifier of {name!r} raises {type(error).__name__}: {error}, for "
                              f"the answer {answer!r} and the response {response[-60:]!r}") from error

@@ -319,6 +319,10 @@ def test_expected_advantages_of_a_large_group_and_of_one_that_is_sure():
     found = grpo.expected_advantages(known)
     torch.testing.assert_close(found, grpo.group_advantages(known), atol=1e-5, rtol=0)
     assert found[1:].eq(0).all()
+    assert grpo.expected_advantages(torch.full((1, 8), 0.3)).eq(0).all()  # none, not nearly none
+    for damaged, normalize in ((torch.ones(3, 1), "std"), (torch.ones(4), "std"), (torch.ones(2, 2), "l2")):
+        with pytest.raises(ValueError):
+            grpo.expected_advantages(damaged, normalize)
     doubtful = torch.tensor([[0.50, 0.52] * 24])  # dividing by their own deviation would make these -1 and 1
     assert grpo.expected_advantages(doubtful).abs().max() < 0.03
 

@@ -654,6 +654,7 @@ PLUGIN = "import data\ndata.INSTRUCTIONS['shout'] = 'Shout.'\ndata.VERIFIERS['sh
     [
         ("import data\n", "plugin: .* adds no function to data.VERIFIERS"),
         ("1 / 0\n", "plugin: .* cannot be run: ZeroDivisionError"),
+        ("import sys\nsys.exit('done')\n", "plugin: .* cannot be run: SystemExit: done"),
         (
             "import data\ndata.VERIFIERS['shout'] = 3\n",
             "plugin: .*shout needs a text in data.INSTRUCTIONS and",
@@ -729,6 +730,15 @@ def test_a_plugin_may_be_run_again_and_may_replace_a_verifier(tmp_path, monkeypa
         settings.load_plugin(str(tmp_path / "mine.py"))
         for task in tasks:
             assert [data.verify(task, text) for text in ("42", "forty-two")] == [right == "42", right != "42"]
+    mine = tmp_path / "mine.py"
+    verifier = "lambda response, answer, choices: float(choices[1] == 'B')"
+    mine.write_text(f"import data\ndata.VERIFIERS['qa'] = {verifier}")
+    settings.load_plugin(str(mine))
+    asked = data.Task("1", "t", "qa", "Which?", choices=("A", "B"), answer="A")
+    assert data.verify_batch([asked], ["A"]) == [1.0]
+    mine.write_text("import data\ndata.INSTRUCTIONS['math'] = 'Be brief.'")
+    settings.load_plugin(str(mine))
+    assert data.make_prompt(tasks[1]).endswith("Be brief.")
 
 
 def test_another_verifier_of_programs_is_asked(monkeypatch):
