@@ -190,8 +190,8 @@ def report(results: dict) -> str:
                      + ("" if right is None else f", {right:.0%} of them right"))
         if results["audit"].get("group_auc") is not None:
             told, mistaken = (results["audit"][name] for name in ("told_apart", "mistaken"))
-            lines.append(f"  in a group        AUC {audit['group_auc']}; of pairs of a right and a wrong one the "
-                         f"threshold tells {told:.0%} apart, {mistaken:.0%} the wrong way round")
+            lines.append(f"  in a group        AUC {audit['group_auc']}; of pairs of a right and a wrong one "
+                         f"the threshold tells {told:.0%} apart, {mistaken:.0%} the wrong way round")
     if results["dropped"]:
         counts = (f"{name}: {n} {why}" for name, reasons in results["dropped"].items()
                   for why, n in reasons.items())
