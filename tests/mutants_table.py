@@ -134,6 +134,7 @@ TABLE = {
         ("reduce(torch.tensor(float(len(mask)), device=mask.device))",
             "torch.tensor(float(len(mask)), device=mask.device)"),
         ("others.roll(1, -1) * one", "others * one"),
+        (" * plain.any(1, keepdim=True)", ""),  # equal beliefs give nearly nothing
         (" * (count != g)[:, None]", ""),  # a rollout is one of its others
         ("mean_advantage(1.0) + (1 - p)", "mean_advantage(1.0) + p"),
         ("(ref - logprobs).exp() - (ref - logprobs) - 1", "(logprobs - ref).exp() - (logprobs - ref) - 1"),
