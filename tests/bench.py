@@ -480,7 +480,7 @@ def bench_run(against: str = "HEAD", rounds: int = 5, *flags: str) -> None:
 
 def bench_processes(against: str = "", rounds: int = 5, *flags: str) -> None:
     """The same by two processes, against one."""
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2".split()
+    launch = "-m torch.distributed.run --standalone --nproc_per_node 2".split()  # see findings/ for why
     times = whole_runs({"one": (ROOT, ["train.py", *flags]), "two": (ROOT, [*launch, "train.py", *flags])},
                        rounds)
     show_ratio("two processes, against one", times, "two", "one")
