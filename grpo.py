@@ -39,6 +39,7 @@ from torch import Tensor
 
 from support import selfcheck
 from support.answers import opened_thought
+from support.calibration import others_right
 from support.packing import batches_of_prompts, forward_responses, in_passes
 from support.traits import (
     choose_rows,
@@ -255,15 +256,13 @@ def expected_advantages(probabilities: Tensor, normalize: str = "std", eps: floa
     plain = group_advantages(probabilities, normalize, eps)
     if normalize == "none":  # without a quotient the mean of advantages is the advantage of means
         return plain
-    p, count = probabilities.float(), torch.arange(probabilities.shape[1], device=probabilities.device)
-    size, others = len(count), (count == 0).float().expand(*p.shape, -1)  # (B, G, G): k of the others right
-    for g in count:  # rollout g is one more of the others of all but itself
-        one = p[:, g, None, None] * (count != g)[:, None]  # (B, G, 1)
-        others = others * (1 - one) + others.roll(1, -1) * one
+    p, size = probabilities.float(), probabilities.shape[1]
+    chances = others_right(p)  # (B, G, G) that 0, 1, .. of the other rollouts are right
 
-    def mean_advantage(own: float) -> Tensor:  # of a rollout whose reward is `own`, (B, G)
-        right = count + own
-        return others @ ((own - right / size) / ((right * (size - right) / size / (size - 1)).sqrt() + eps))
+    def mean_advantage(reward: float) -> Tensor:  # (B, G) of a rollout that has this reward
+        right = torch.arange(size, device=p.device) + reward  # in the whole group, (G,)
+        std = (right * (size - right) / size / (size - 1)).sqrt()
+        return chances @ ((reward - right / size) / (std + eps))
 
     return (p * mean_advantage(1.0) + (1 - p) * mean_advantage(0.0)) * plain.any(1, keepdim=True)
 
@@ -351,7 +350,7 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     for update in range(updates_per_batch):
         sums = {}
         for number, (rows, real) in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else accelerator.no_sync(model):  # exchange once
+            with nullcontext() if number == len(batches) else accelerator.no_sync(model):  # meet at the end
                 scores = forward_responses(model, ids[rows], attention_mask[rows], length, temperature,
                                            share_prompts=share_prompts)
                 if update == 0:
@@ -372,8 +371,8 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
 
 def update_batches(accelerator, rollouts: Rollouts, counts: Tensor, size: int | None,
                    share_prompts: bool) -> list[tuple[Tensor, float]]:
-    """The rows for which `counts` is True, at most `size` different ones a pass, and the pass's weight, 1; on
-    every process equally many: where some are missing, row 0 stands in with weight 0."""
+    """Passes (rows, real) over the rows for which `counts` is True, at most `size` different ones each; on
+    every process equally many: where some are missing, row 0 stands in, and real, else 1, is 0."""
     rows, length = counts.nonzero().squeeze(1), rollouts.mask.shape[1]
     inputs = rollouts.ids[rows], rollouts.attention_mask[rows], length
     parts = in_passes(*inputs, size, share_prompts) if len(rows) else []

@@ -1,5 +1,5 @@
-"""Calibration: probabilities that mean what they say. Knows numbers only, and is of use without the rest of
-the project."""
+"""Probabilities that mean what they say, and what follows from several. Knows numbers only, and is of use
+without the rest of the project."""
 
 import torch
 import torch.nn.functional as F
@@ -42,3 +42,18 @@ def calibration_error(probabilities: Tensor, rewards: Tensor, bins: int = 10) ->
     bin_of = (probabilities * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins, device=rewards.device).index_add(0, bin_of, probabilities - rewards)
     return gaps.abs().sum().item() / len(rewards)
+
+
+def others_right(probabilities: Tensor) -> Tensor:
+    """For each of G rollouts, right with `probabilities` (B, G): how likely 0, 1, .., G - 1 of the others are
+    right, (B, G, G). The Poisson binomial distribution, by one rollout after the other.
+
+    >>> others_right(torch.tensor([[0.9, 0.25, 1.0]]))[0, 0].tolist()  # of 0.25 and 1.0
+    [0.0, 0.75, 0.25]
+    """
+    number = torch.arange(probabilities.shape[1], device=probabilities.device)
+    chances = (number == 0).to(probabilities).expand(*probabilities.shape, -1)  # of none yet
+    for g in number:
+        right = probabilities[:, g, None, None] * (number != g)[:, None]  # (B, G, 1): itself is no other
+        chances = chances * (1 - right) + chances.roll(1, -1) * right
+    return chances

@@ -133,9 +133,8 @@ TABLE = {
         ("rewards.std(1, keepdim=True) + eps", "rewards.std() + eps"),
         ("reduce(torch.tensor(float(len(mask)), device=mask.device))",
             "torch.tensor(float(len(mask)), device=mask.device)"),
-        ("others.roll(1, -1) * one", "others * one"),
         (" * plain.any(1, keepdim=True)", ""),  # equal beliefs give nearly nothing
-        (" * (count != g)[:, None]", ""),  # a rollout is one of its others
+        ("others_right(p)", "others_right(p.flip(1))"),
         ("mean_advantage(1.0) + (1 - p)", "mean_advantage(1.0) + p"),
         ("(ref - logprobs).exp() - (ref - logprobs) - 1", "(logprobs - ref).exp() - (logprobs - ref) - 1"),
         ("logprobs.detach() if old is None", "logprobs if old is None"),
@@ -333,6 +332,8 @@ TABLE = {
         ("ids.where(mask.bool(), -1).unique(dim=0", "ids[:, -2:].unique(dim=0"),
     ]),
     "support/calibration.py": (["support/calibration.py", "tests/test_gnn.py", "tests/test_memreward.py"], [
+        ("chances.roll(1, -1) * right", "chances * right"),
+        (" * (number != g)[:, None]", ""),  # a rollout is one of its others
         ("(weights - start).square()", "weights.square()"),
         ('reduction="sum"', 'reduction="mean"'),
         ("strength / 2 *", "strength *"),
