@@ -276,6 +276,7 @@ def train_step(run: Run, visits: list[tuple], step: int, log: Log, audit: Audit,
     advantages = advantages_of(rewards, config.advantage_norm)  # (B, G)
     if config.mask_truncated:  # what was cut off is neither right nor wrong (DAPO)
         advantages = advantages * ~experience.rollouts.truncated.view_as(advantages).to(advantages.device)
+    audit.begin(experience)  # verified meanwhile
     for group in run.optimizer.param_groups:
         group["lr"] = config.learning_rate * min(1.0, step / max(1, config.lr_warmup))
     stats = policy_update(

@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from math import isnan, sqrt
 from statistics import mean, stdev
 
@@ -254,6 +255,7 @@ class Audit(Tally):
     def __init__(self, tasks: list, config):
         super().__init__(config.threshold)
         self.truth, self.agreement, self.size = {task.id: task for task in tasks}, [], config.group_size
+        self.thread = ThreadPoolExecutor(1)
 
     def verify(self, tasks: list, texts: list[str]) -> list[float | None]:
         """The true rewards of responses, None where nobody knows. Nothing else touches a hidden label."""
@@ -264,26 +266,31 @@ class Audit(Tally):
         rewards = iter(verify_batch(*zip(*pairs)) if pairs else ())
         return [next(rewards) if has else None for has in known]
 
+    def begin(self, experience) -> None:
+        """Start to verify the unlabelled groups with their true labels, in a thread: programs run in
+        processes of their own, so that the update need not wait for them. `add` does."""
+        self.rows = [b for b, task in enumerate(experience.tasks)
+                     if not task.labelled and self.truth[task.id].labelled]
+        texts = [experience.rollouts.texts[b * self.size + g] for b in self.rows for g in range(self.size)]
+        tasks = [experience.tasks[b] for b in self.rows for _ in range(self.size)]
+        self.verdicts = self.thread.submit(self.verify, tasks, texts)
+
     def add(self, run, experience) -> None:
-        """Predict the unlabelled groups of all processes again, those too that `--abstain` left out, and
-        verify them with their true labels. A soft reward is right where it is on the right side of the
+        """Predict the unlabelled groups of all processes again, those too that `--abstain` left out, beside
+        what `begin` has found of them. A soft reward is right where it is on the right side of the
         threshold."""
         import torch
 
         from memreward import predict_rewards
 
-        rows = [b for b, task in enumerate(experience.tasks)
-                if not task.labelled and self.truth[task.id].labelled]
         found, size = [], self.size
-        if rows:
-            groups = experience.groups and experience.groups.rows(torch.tensor(rows))
-            keys = [experience.keys[b] for b in rows]
+        if self.rows:
+            groups = experience.groups and experience.groups.rows(torch.tensor(self.rows))
+            keys = [experience.keys[b] for b in self.rows]
             probabilities = predict_rewards(run.memory, groups, keys)
             agreement = [group.count(key) / size if key is not None else 0.0
                          for group in keys for key in group]
-            texts = [experience.rollouts.texts[b * size + g] for b in rows for g in range(size)]
-            tasks = [experience.tasks[b] for b in rows for _ in range(size)]
-            found = list(zip(probabilities.flatten().tolist(), self.verify(tasks, texts), agreement))
+            found = list(zip(probabilities.flatten().tolist(), self.verdicts.result(), agreement))
         groups = [found[first : first + size] for first in range(0, len(found), size)]
         self.extend([row for group in gather(run, groups) for row in group])
 

@@ -160,6 +160,9 @@ def bench_gnn() -> None:
     growth = seconds["large"] / seconds["small"]
     row("  growth of that time with 4,416 memory queries", f"{growth:.2f} x", "under 1.3")
     row("  by the default memory", f"{seconds['default'] * 1e3:.0f} ms")
+    sent = [table for network in default.messages for layer in network for table in layer]
+    held, told = (sum(part.nbytes for part in parts) / len(default) / 1e4 for parts in (default.groups, sent))
+    row("  100,000 queries x 8 in it, computed: groups; their messages", f"{held:.1f}; {told:.1f} GB", "2")
     epoch_seconds = {name: (fits[f"{name} 3"] - fits[f"{name} 1"]) / 2 for name in ("wide", "default")}
     epoch_seconds["default"] /= 2  # the mean of a GCN's and an MLP's
     for name, seconds_each in epoch_seconds.items():

@@ -4,6 +4,7 @@ that is forgotten shows."""
 
 import dataclasses
 import json
+import threading
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -478,12 +479,27 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     run = SimpleNamespace(config=SimpleNamespace(group_size=2), memory=SimpleNamespace(predict=predict),
                           accelerator=SimpleNamespace(num_processes=1))
     audit = Audit(whole, SimpleNamespace(threshold=0.5, group_size=2))
+    audit.begin(experience)
     audit.add(run, experience)
     assert asked == [[1.0, 3.0]]
     assert audit.probabilities == pytest.approx([0.9, 0.0, 0.2, 0.8]) and audit.rewards == [1, 0, 0, 1]
     assert audit.agreement == [0.5, 0.0, 1.0, 1.0]
     assert audit.metrics()["agreement_auc"] == (1 + 0 + 1 + 0.5) / 4 and audit.metrics(4) == {}
     assert [audit.metrics()[name] for name in ("group_auc", "told_apart", "mistaken")] == [1, 1, 0]
+
+
+def test_the_audit_verifies_while_the_update_computes(monkeypatch):
+    """The verifier waits for what happens after `begin`, so one called there would wait for it in vain."""
+    task, done = data.Task("1", "d", "slow", "?"), threading.Event()
+    monkeypatch.setitem(data.VERIFIERS, "slow", lambda response, answer: float(done.wait(60)))
+    experience = SimpleNamespace(tasks=[task], rollouts=SimpleNamespace(texts=["a", "b"]), groups=None,
+                                 keys=[["a", "b"]])
+    run = SimpleNamespace(memory=None, accelerator=SimpleNamespace(num_processes=1))
+    audit = Audit([dataclasses.replace(task, answer="1")], SimpleNamespace(threshold=0.5, group_size=2))
+    audit.begin(experience)
+    done.set()
+    audit.add(run, experience)
+    assert audit.rewards == [1, 1]
 
 
 def test_the_seed_decides_which_tasks_are_shown():
