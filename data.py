@@ -313,9 +313,14 @@ def _named(task: Task) -> Task:
 
 def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,
           dropped: Counter) -> list[Task]:
-    """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests."""
-    if isinstance(rows, list) and limit is not None and limit < len(rows):
-        rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
+    """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests. Where
+    some rows have no label, those that have one come first, and the limit leaves out none of them."""
+    if isinstance(rows, list):
+        if limit is not None and limit < len(rows):
+            rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
+        rows = sorted(rows, key=lambda row: isinstance(row, Task) and not row.labelled)
+        if rows and isinstance(rows[-1], Task) and not rows[-1].labelled:
+            limit = limit and max(limit, 1 + sum(isinstance(row, str) or row.labelled for row in rows))
     fresh, kept, limit = _fresh(rows, seen, dropped), [], sys.maxsize if limit is None else limit
     with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen if it takes long
         while chunk := list(itertools.islice(fresh, min(32, limit - len(kept)))):
@@ -326,7 +331,7 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
             kept += [_named(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))
     if not kept:
-        left = f" left: {dict(+dropped)}" if +dropped else ", a .jsonl file is cut by the checksum of its ids"
+        left = f" left: {dict(+dropped)}" if +dropped else "; of a .jsonl file some rows with a label test"
         raise ValueError(f"tasks: {name} has no {split} tasks{left}")
     return kept
 
@@ -340,10 +345,9 @@ def _unique(tasks: list[Task]) -> list[Task]:
 
 
 def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-    """Load the train or test tasks of "world" (built in), a benchmark, a JSONL file, or several.
+    """Load the train or test tasks of "world" (built in; of "world_ood" test tasks alone, see `small_world`),
+    a benchmark, a JSONL file, or several.
 
-    "world_ood" has test tasks only: the world's kinds of question in a wording that neither training nor
-    pre-training has.
     A JSONL line holds the fields of `Task` (id, domain and question at least). Of NAME_train.jsonl or
     NAME_test.jsonl, the file of the split is read; any other file is cut by the checksum of the ids, 70 % of
     them for training. The benchmarks in CUT_BY_HASH have one split, cut by a checksum: 50 % train, 30 % test,
@@ -353,7 +357,8 @@ def load_tasks(name_or_path: str, split: str, limit: int | None = None, seed: in
     Args:
         name_or_path: comma-separated: "world", names of BENCHMARKS, paths of .jsonl files.
         split: "train" or "test".
-        limit: at most so many tasks of each set; None is all of them, 600 tasks of the world.
+        limit: at most so many tasks of each set, but never fewer than a partly labelled one has labels; None
+            is all of them, 600 tasks of the world.
         seed: of the draw of training tasks. Test tasks, and a stream's first, are the same for every seed.
     Raises:
         ValueError, OSError: one line that names the set, or the file and its line, and what to do.

@@ -238,8 +238,7 @@ class RewardGNN(nn.Module):
 
 
 def by_type(x: Tensor, count: int, size: int) -> list[Tensor]:
-    """The states of queries (B, w), thinkings and answers (B, G, w) out of those of all nodes (B + 2*B*G,
-    w)."""
+    """The states of queries (B, w), thinkings and answers (B, G, w) out of all nodes' (B + 2*B*G, w)."""
     query, *rollouts = x.split([count, count * size, count * size])
     return [query, *(part.unflatten(0, (count, size)) for part in rollouts)]
 

@@ -1,5 +1,4 @@
-"""The experience memory: rollouts with known rewards, which predict the rewards of rollouts nobody has
-verified."""
+"""The experience memory: rollouts with known rewards, which predict those of rollouts nobody verified."""
 
 import ast
 import math
@@ -109,8 +108,7 @@ class ExperienceMemory:
 
     def predict(self, queries: Tensor, thinkings: Tensor, answers: Tensor, features: Tensor,
                 exclude: list[str] | None = None) -> Tensor:
-        """Probability (B, G) that each rollout is right; row by row, so the rest of the batch changes
-        nothing.
+        """Probability (B, G) that each rollout is right, row by row: the rest of a batch changes nothing.
 
         `exclude` names an id (or None) for each query: all memory groups of that id are hidden from this
         query.
@@ -153,8 +151,7 @@ class ExperienceMemory:
                  "answers": rollouts(edges[2][0][0, g], edges[2][1][0, g])} for g in range(len(thinkings))]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write memory, network and cached messages to one file; an interrupted save leaves the old file
-        whole."""
+        """Write memory, networks and messages to one file; an interrupted save leaves the old file whole."""
         models = [model.state_dict() for model in self.models]
         torch.save({"ids": self.ids, "groups": self.groups and list(self.groups), "rewards": self.rewards,
                     "models": models, "weights": self.weights, "scale": self.scale, "messages": self.messages,

@@ -230,8 +230,7 @@ def look(run: Run, test: list, step: int, log: Log, audit: Audit, drift: Drift, 
 
 
 def warm_up(run: Run, labelled: list, log: Log, drift: Drift) -> None:
-    """Step 1: the initial policy's verified rollouts of the labelled tasks are the memory; fit its
-    networks."""
+    """Step 1: the initial policy's verified rollouts of the labelled tasks are the memory; fit it."""
     from tqdm import tqdm
 
     from memreward import acquire_rewards

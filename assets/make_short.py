@@ -172,6 +172,8 @@ def parts(seed: int = 0) -> dict[str, list[dict]]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python assets/make_short.py FOLDER")
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts().items():

@@ -1,14 +1,13 @@
 """The paper's table: every mode and variant with every seed, and the tables that runs print."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from lab.runs import version
+from lab.runs import begun_version, read_json, version
 from lab.settings import MEMORY, check
 
 MODES = ("r1p", "majority", "memreward", "oracle")
@@ -51,7 +50,7 @@ def compare(config, train: Callable) -> None:
             if finished:
                 print(comparison(finished), flush=True)  # so far
             train(one, first_evaluation(finished))
-        finished.append(json.loads(done.read_text()) | {"row": name})
+        finished.append(read_json(done) | {"row": name})
     print(comparison(finished))
 
 
@@ -67,7 +66,10 @@ def check_folder(root: Path, configs: list) -> None:
     finished and all of one other version is only printed: its runs need only agree with each other."""
     begun = [one for one in configs if (Path(one.output_dir) / "config.json").exists()]
     results = [Path(one.output_dir) / "results.json" for one in begun]
-    done = [json.loads(path.read_text()) for path in results if path.exists()]
+    done = [read_json(path) for path in results if path.exists()]
+    for folder in (path.parent for path in results if not path.exists()):
+        check(begun_version(folder) in (None, version()), f"output_dir: {folder} was begun by another "
+              "version of the method; remove it to run it anew, or name another folder")
     versions = {result.get("version") for result in done}
     check(len(versions) < 2, f"output_dir: {root} mixes results of several versions of the method "
           f"({', '.join(map(str, versions))}); name another folder, or remove those of the older ones")
@@ -79,7 +81,7 @@ def check_folder(root: Path, configs: list) -> None:
           f"{len(configs) - len(done)} runs are missing, name another folder to run all of them")
     common: dict = {}
     for one in begun:
-        saved = json.loads((Path(one.output_dir) / "config.json").read_text())
+        saved = read_json(Path(one.output_dir) / "config.json")
         varied = {"mode", "seed", *UNIMPORTANT, *(MEMORY if one.mode != "memreward" else ()),
                   *(name for changes in VARIANTS.values() for name in changes)}
         saved = {name: value for name, value in saved.items() if name not in varied}
@@ -91,7 +93,7 @@ def check_folder(root: Path, configs: list) -> None:
 
 def check_settings(config, path: Path) -> None:
     """Refuse to go on with a run that was made with other settings, those that change nothing aside."""
-    old = json.loads(path.read_text())
+    old = read_json(path)
     free = (*UNIMPORTANT, *(MEMORY if config.mode != "memreward" else ()))
     other = [f.name for f in dataclasses.fields(config)  # a setting that came later was at its default
              if f.name not in free and old.get(f.name, f.default) != getattr(config, f.name)]

@@ -6,11 +6,13 @@ Every line has its own dashes and markers, so that a figure can be read in black
 import importlib.util
 import json
 import math
+import re
 import time
 from itertools import cycle
 from pathlib import Path
 
 from lab.compare import MODES
+from lab.runs import read_json
 from lab.samples import shorten
 from lab.settings import check
 
@@ -51,6 +53,14 @@ def save(figure, path: Path) -> Path:
 # ----------------------------------------------------------------------------------------------- compare
 
 
+def finished(root: Path) -> list[tuple[Path, str, float, bool]]:
+    """The results.json of a folder of compare with the row's name, its label ratio, and whether labels were
+    picked, by the names that `compare` gives; what else lies there is the user's."""
+    named = [(path, re.fullmatch(r"([a-z0-9]+)-(\d\.\d+)(-coverage)?-\d+", path.parent.name))
+             for path in sorted(root.glob("*/results.json"))]
+    return [(path, name[1], float(name[2]), bool(name[3])) for path, name in named if name]
+
+
 def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[list, list]]]]:
     """What the figures of a folder of compare show: for each figure and line the steps and values of every
     seed's run with this label ratio, labels at random.
@@ -60,13 +70,12 @@ def curves(root: Path, label_ratio: float) -> dict[str, dict[str, list[tuple[lis
     """
     runs: dict[str, list[list]] = {}  # evaluations of every seed
     memories = {"memreward": "as by default", "grow": "grows", "refit": "refitted"}
-    for path in sorted(root.glob("*-*-*/results.json")):
-        name, ratio, *pick, _ = path.parent.name.split("-")
+    for path, name, ratio, picked in finished(root):
         wanted = 1.0 if name == "oracle" else label_ratio
-        if name in (*MODES, *memories) and float(ratio) == wanted and not pick:
-            runs.setdefault(name, []).append(json.loads(path.read_text())["evaluations"])
+        if name in (*MODES, *memories) and ratio == wanted and not picked:
+            runs.setdefault(name, []).append(read_json(path)["evaluations"])
     check("memreward" in runs,
-          f"plot: {root} holds no finished runs of compare with label_ratio {label_ratio}")
+          f"plot: {root} holds no finished runs of compare with label_ratio {label_ratio}, labels at random")
 
     def curve(rows: list[dict], kind: str, name: str) -> tuple[list, list]:
         rows = [row for row in rows if row[kind]]
@@ -112,13 +121,12 @@ def by_labels(root: Path) -> dict[str, dict[float, list[float]]]:
     """Greedy test accuracy at the end of every seed's run of a folder of compare: by line (who rewards, which
     labels) and share of the labels."""
     found: dict[str, dict[float, list[float]]] = {}
-    for path in sorted(root.glob("*-*-*/results.json")):
-        name, ratio, *pick, _ = path.parent.name.split("-")
+    for path, name, ratio, picked in finished(root):
         if name in ("memreward", "r1p", "oracle"):
-            line = name if name == "oracle" else f"{name}, labels {'picked' if pick else 'at random'}"
-            scores = json.loads(path.read_text())["evaluations"][-1].get("greedy")
+            line = name if name == "oracle" else f"{name}, labels {'picked' if picked else 'at random'}"
+            scores = read_json(path)["evaluations"][-1].get("greedy")
             if scores:  # not where --eval_every is 0
-                found.setdefault(line, {}).setdefault(float(ratio), []).append(scores["all"])
+                found.setdefault(line, {}).setdefault(ratio, []).append(scores["all"])
     return found
 
 

@@ -2,6 +2,7 @@
 people who have no labels yet, `python train.py pick`."""
 
 import json
+import re
 from pathlib import Path
 
 from lab.runs import Run, start, write_text
@@ -77,3 +78,7 @@ def pick(config) -> None:
     for line in lines[:10]:
         print(f"  {line['id']:<28} nearest to {line['covers']:6.1%}  {line['question'][:60]!r}")
     print(f"all in order of worth: {folder / 'picks.jsonl'}")
+    names = [name.strip() for name in config.tasks.split(",")]
+    if cut := [name for name in names if re.fullmatch(r".*(?<!_train)(?<!_test)\.jsonl", name)]:
+        print(f"of {', '.join(cut)} three in ten labels will test instead of train; all will train from a "
+              "NAME_train.jsonl, beside a NAME_test.jsonl with labels to test on")

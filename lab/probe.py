@@ -65,8 +65,8 @@ def what_to_predict(config) -> tuple[list, list[str], list[float]]:
     else:
         tasks = load_tasks(config.tasks, "train", config.train_tasks, config.seed)
     unlabelled = [task.id for task in tasks if not task.labelled]
-    check(not unlabelled, f"{'rollouts' if config.rollouts else 'tasks'}: probe needs every answer, "
-          f"{unlabelled[:1]} has none")
+    check(not unlabelled, f"{'rollouts' if config.rollouts else 'tasks'}: probe needs every answer to judge "
+          f"predictions, {unlabelled[:1]} has none")
     return tasks, texts, rewards
 
 
@@ -230,6 +230,7 @@ def make_bench(tasks: list, samples: list[Sample]) -> Bench:
 def default_row(bench: Bench, config) -> dict:
     """The settings of the row that is what training does."""
     chosen = ",".join(name for name in config.features.split(",") if name in bench.names)
+    check(chosen, f"features: {config.features} are of rollouts that a --model has read")
     return vars(config) | {"features": chosen, "predictor": "memory", "blank": ""}
 
 
@@ -328,10 +329,15 @@ def kinds_of(config, tasks: list) -> list[str]:
         world = small_world("train", config.seed)
         kinds |= {item.task.id: item.family for item in itertools.islice(world, config.train_tasks)}
     for path in (Path(name) for name in sets if name.endswith(".jsonl")):
+        named, nameless = 0, []
         for _, row in json_lines(path):
             for name in (row["id"], f"{path.stem}/{row['id']}"):
-                if name in kinds and "kind" in row:
-                    kinds[name] = str(row["kind"])
+                if name in kinds and row.get("kind") is not None:
+                    kinds[name], named = str(row["kind"]), named + 1
+                elif name in kinds:
+                    nameless.append(name)
+        check(not (named and nameless), f"new_kinds: {named} rows of {path} name their kind, {nameless[:1]} "
+              "does not")
     found = sorted(set(kinds.values()))
     check(len(found) > 2, f"new_kinds: needs three kinds of tasks or more, got {', '.join(found)}; rows of a "
           '.jsonl file name theirs in a column "kind"')
@@ -378,7 +384,9 @@ def new_kinds_split(bench: Bench, config, kinds: list[str], seed: int) -> dict[s
     new = torch.tensor([kind in out for kind in kinds])
     known = bench.labelled(config, seed)
     asked, truth = new & ~known, bench.samples[0].rewards[new & ~known].flatten()
-    check(bool((known & ~new).any() and asked.any()), "new_kinds: too few tasks for this label_ratio")
+    check(bool((known & ~new).any() and (known & new).any() and asked.any()),
+          f"new_kinds: label_ratio {config.label_ratio} leaves a split whose old or new kinds have no label, "
+          "or whose new ones have nothing else")
     scores = {}
     if config.predictor == "vote":
         parts = {"before": known & ~new, "remembered": known, "anew": known}

@@ -14,7 +14,9 @@ def read_rollouts(path: Path) -> tuple[list, list[str], list[float]]:
     tasks = read_jsonl(path)
     groups = [row.get("rollouts") for _, row in json_lines(path)]
     try:
-        pairs = [(str(one["response"]), float(one["reward"])) for group in groups for one in group]
+        pairs = [(one["response"], float(one["reward"])) for group in groups for one in group]
+        if wrong := [text for text, _ in pairs if not isinstance(text, str)]:
+            raise TypeError(f"the response {wrong[0]!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'rollouts: {path}: every line needs "rollouts": [{{"response": text, "reward": 0 '
                          f"or 1}}, ...], one has {error!r}") from None

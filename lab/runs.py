@@ -406,6 +406,14 @@ def cut_logs(run, step: int, extra: bool = False) -> None:
         write_text(run.folder / name, "".join(kept))
 
 
+def begun_version(folder: Path) -> str | None:
+    """The version of the method whose checkpoint is the newest whole one of a run, None where it has none."""
+    import torch
+
+    newest = first_whole(checkpoints_of(folder)[::-1])
+    return newest and " then ".join(torch.load(newest / "progress.pt", weights_only=True).get("versions", []))
+
+
 def first_whole(folders: list[Path]) -> Path | None:
     """The first of the checkpoints whose files have their checksums; the others are told."""
     for folder in folders:
@@ -466,6 +474,14 @@ def version(root: Path = ROOT) -> str:
     files = [*(root / name for name in METHOD), *sorted((root / "support").glob("*.py"))]
     trees = [shape(ast.parse(path.read_text(encoding="utf-8"))) for path in files]
     return hashlib.sha256(repr(trees).encode()).hexdigest()[:12]
+
+
+def read_json(path: Path):
+    """What a JSON file holds; ValueError names one that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove the run's folder to run it anew") from None
 
 
 def write_json(path: Path, value) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 PAPER = dict(  # arXiv 2603.19310: its benchmarks and settings, one flag for each of its two policies
     tasks="gsm8k,math,gsm_symbolic,mmlu,commonsenseqa,obqa,arc_c,gpqa,humaneval_plus,mbpp_plus",
@@ -58,17 +58,18 @@ GROUPS = {  # every setting once, as --help shows them
     "pictures, and rollouts from elsewhere": "figure watch rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
-READING = ("system chat_template_kwargs stop plugin check_policy attention precision max_prompt_length "
-           "max_response_length sample_batch_size traceback").split()
+DRIVING = "memory reward abstain refit_every drift_fraction".split()  # of these, what only training reads
+READING = "system chat_template_kwargs stop plugin check_policy attention precision traceback".split()
+WRITING = "max_prompt_length max_response_length sample_batch_size".split()
 TRAIN = [name for names in list(GROUPS.values())[:-2] for name in names]
 READ_BY = {  # the settings of each command
     "train": TRAIN,
     "compare": [name for name in TRAIN if name not in ("mode", "resume")] + ["seeds", "variants"],
-    "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "seed", "output_dir", *READING],
+    "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "output_dir", *READING, *WRITING],
     "pick": ["tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
     "probe": ["label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size", "temperature",
               "micro_batch_size", "output_dir", "seeds", "rollouts", "label_pick", "new_kinds", *READING,
-              *MEMORY],
+              *WRITING, *(name for name in MEMORY if name not in DRIVING)],
     "explain": ["resume", "figure", "traceback"],
     "map": ["resume", "traceback"],
     "score": ["resume", "rollouts", "traceback"],
@@ -110,6 +111,10 @@ def check_json(name: str, text: str) -> None:
 
 def check_values(config) -> None:
     """Raise ValueError, which names the setting, where a value makes no sense."""
+    for f in dataclasses.fields(config):
+        value, allowed = getattr(config, f.name), get_args(f.type)
+        check(get_origin(f.type) is not Literal or value in allowed,
+              f"{f.name}: {value!r} is none of {', '.join(map(str, allowed))}")
     check(config.tasks.strip(), "tasks: names no set; 'world' is the built-in one")
     check(config.gnn_hidden > 3, f"gnn_hidden: {config.gnn_hidden} must be 4 or more")
     positive = ("train_tasks test_tasks steps batch_size temperature max_prompt_length "
@@ -316,8 +321,9 @@ def of_run(command: str, config) -> dict:
     if folder is None:
         return {}
     saved = json.loads((folder / "config.json").read_text())
-    ratio = ["label_ratio"] * (command == "probe" and saved["label_ratio"] < 1)  # with all, nothing is hidden
-    return {name: saved[name] for name in (*SHARED, *MEMORY, *ratio) if name in saved}
+    labels = ["label_ratio", "label_pick"] * (saved["label_ratio"] < 1)  # with all, nothing is hidden
+    names = (*SHARED, *MEMORY, *(labels if command == "probe" else ()))
+    return {name: saved[name] for name in names if name in saved}
 
 
 def run_folder(name: str | None) -> Path | None:

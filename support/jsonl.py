@@ -129,5 +129,5 @@ def file_rows(path: Path, split: str, domains: Sequence[str]) -> Iterator[dict |
         if split == "test" and not labelled:
             yield "no label to test with"
         else:
-            named = fields["id"].startswith(fields["dataset"])
+            named = fields["id"].startswith((f"{path.stem}/", f"{fields['dataset']}/"))
             yield fields if named else fields | {"id": f"{path.stem}/{fields['id']}"}

@@ -49,6 +49,15 @@ def test_pick_orders_what_has_no_label(tmp_path, capsys):
     assert "6 training tasks, 1 labelled" in capsys.readouterr().out
 
 
+def test_pick_says_which_labels_will_test(tmp_path, capsys):
+    for name in ("mine.jsonl", "mine_train.jsonl"):
+        rows = [{"id": str(i), "domain": "math", "question": f"{i} + 1?", "answer": None} for i in range(4)]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        train.main(["pick", "--tasks", str(tmp_path / name), "--output_dir", str(tmp_path / f"of {name}")])
+        said = f"of {tmp_path / 'mine.jsonl'} three in ten labels will test instead of train"
+        assert (said in capsys.readouterr().out) == (name == "mine.jsonl")
+
+
 @pytest.mark.parametrize("encoder", ["hash", "policy"])
 def test_queries_are_embedded_in_the_order_of_the_tasks(encoder):
     """More tasks than are embedded at a time; of the policy the mean of the prompt's last hidden states."""

@@ -472,6 +472,12 @@ def test_hidden_rewards_never_reach_a_prediction(predictor):
     assert predictor == "agreement" or not torch.equal(scores, measure(1 - rewards)[0])
 
 
+def test_new_kinds_without_a_label_to_remember_are_refused():
+    tasks, samples, settings = bench(groups=1, features="agreement", label_ratio=0.05)  # one label
+    with pytest.raises(ValueError, match="new_kinds: label_ratio 0.05 leaves a split whose"):
+        list(probe_new_kinds(tasks, samples, settings, ["abcdef"[i % 6] for i in range(20)], seeds=1))
+
+
 def test_new_kinds_are_remembered_without_a_fit():
     """Rows by hand of one split: only labelled groups of kept kinds are fitted, new kinds join later."""
     tasks, samples, settings = bench(groups=2, gnn="gcn", features="agreement")

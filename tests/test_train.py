@@ -177,6 +177,28 @@ def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
     finished("r1p", version=runs.version())
     with pytest.raises(ValueError, match="all mixes results of several versions"):
         compare.compare(config, never)
+    (folder / "r1p-0.2-0" / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="r1p-0.2-0/results.json is damaged"):
+        compare.compare(config, never)
+
+
+def test_compare_goes_on_with_no_run_of_another_version(tmp_path, quick, monkeypatch):
+    run = tmp_path / "all" / "memreward-0.2-0"
+    config = quick(output_dir=str(tmp_path / "all"))
+    train.train(dataclasses.replace(config, output_dir=str(run)))
+    (run / "results.json").unlink()
+    calls = []
+
+    def stop(one, before):
+        calls.append(one.resume or one.output_dir)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(config, stop)  # of this version: begins with R1-p, and would go on with this one
+    monkeypatch.setattr(compare, "version", lambda: "new")
+    with pytest.raises(ValueError, match="memreward-0.2-0 was begun by another version of the method"):
+        compare.compare(config, stop)
+    assert calls == [str(tmp_path / "all" / "r1p-0.2-0")]
 
 
 def test_the_version_is_of_code_not_of_comments(tmp_path):
@@ -258,6 +280,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
             ("memreward", 0.1),
             ("memreward", 1.0),
             ("my", "run"),
+            ("memreward", "old"),
         ):
             folder = tmp_path / f"{name}-{ratio}-{seed}"
             folder.mkdir()
@@ -411,6 +434,15 @@ def test_a_finished_run_is_not_overwritten(quick):
     train.train(quick())
     with pytest.raises(ValueError, match="output_dir: .* holds a run already"):
         train.train(quick())
+
+
+@pytest.mark.parametrize("change", [{"mode": "memrewards"}, {"reward": "Soft"}, {"gnn": "GNN"},
+                                    {"label_pick": "covrage"}, {"memory": "growing"}])
+def test_a_typing_mistake_in_config_is_refused(quick, change):
+    """The command line knows the choices by itself; so shall train.train, which README shows."""
+    [(name, value)] = change.items()
+    with pytest.raises(ValueError, match=f"{name}: {value!r} is none of "):
+        train.train(quick(**change))
 
 
 def test_a_setting_is_refused_before_torch_is_imported():
@@ -1012,6 +1044,8 @@ def test_probe(quick, tmp_path, monkeypatch, capsys, source):
     [
         '{"id": "1", "domain": "math", "question": "?", "answer": "1"}',
         '{"id": "1", "domain": "math", "question": "?", "answer": "1", "rollouts": [{"response": "1"}]}',
+        '{"id": "1", "domain": "math", "question": "?", "answer": "1", '
+        '"rollouts": [{"response": null, "reward": 0}]}',
     ],
 )
 def test_probe_refuses_files_without_rollouts(tmp_path, line):

@@ -325,6 +325,38 @@ def test_a_partly_labelled_file_keeps_all_its_labels(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("limit", "count"), [(6, 13), (20, 20), (None, 60)])
+def test_the_limit_of_training_tasks_leaves_out_no_label(tmp_path, limit, count):
+    """12 of 60 rows have a label. Below that many the limit gives way, by one more task, so that it stays
+    what it is: a file that lacks labels."""
+    rows = [{"question": f"{i} + 0?", "answer": str(i) if i % 5 == 0 else None} for i in range(60)]
+    write(tmp_path / "own_train.jsonl", *rows)
+    write(tmp_path / "own_test.jsonl", {"answer": "1", "question": "another"})
+    for seed in range(3):
+        train, _, _ = load_splits(str(tmp_path / "own_train.jsonl"), train_limit=limit, seed=seed)
+        assert len(train) == count and sum(task.labelled for task in train) == 12
+        assert spend_labels(train, 0.2, seed)[1].startswith(f"all 12 labels of {count} training tasks")
+
+
+def test_of_two_copies_of_a_question_the_labelled_one_stays(tmp_path):
+    bare = [{"question": f"{i} + 0?", "answer": None} for i in range(8)]
+    write(tmp_path / "own_train.jsonl", *bare, *({**row, "answer": str(i)} for i, row in enumerate(bare[:5])))
+    tasks = load_tasks(str(tmp_path / "own_train.jsonl"), "train")
+    assert [task.answer for task in tasks] == ["0", "1", "2", "3", "4", None, None, None]
+
+
+def test_an_id_that_begins_like_its_file_is_named_after_it_all_the_same(tmp_path):
+    """Else the same ids in both parts would meet."""
+    rows = [{"id": f"mine-{i}", "domain": "math", "question": f"{i} + {{}}?", "answer": "1"}
+            for i in range(3)]
+    for part in ("train", "test"):
+        lines = [json.dumps(row | {"question": row["question"].format(part)}) for row in rows]
+        (tmp_path / f"mine_{part}.jsonl").write_text("\n".join(lines))
+    train, test, _ = load_splits(str(tmp_path / "mine_train.jsonl"))
+    assert [task.id for task in train + test] == [f"mine_{part}/mine-{i}" for part in ("train", "test")
+                                                  for i in range(3)]
+
+
 def test_an_experiment_hides_labels_and_says_so():
     tasks = load_tasks("world", "train", limit=50)
     hidden, words = spend_labels(tasks, 0.2, seed=1)
