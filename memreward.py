@@ -185,9 +185,9 @@ class ExperienceMemory:
         return model.to(self.rewards.device)
 
     def _scaled(self, groups: Groups) -> Groups:
-        """The groups with features of mean 0 and deviation 1 over the memory that was fitted."""
+        """Features of mean 0 and deviation 1 over the fitted memory, cut at 5: it knows nothing beyond."""
         mean, std = self.scale
-        return groups._replace(features=(groups.features - mean) / std)
+        return groups._replace(features=((groups.features - mean) / std).clamp(-5, 5))
 
     def _inputs(self, logits: Tensor, groups: Groups) -> Tensor:
         """What the calibration weighs (B, G, f+2): a logit (B, G), scaled features, a 1."""

@@ -15,6 +15,9 @@ TABLE = {
         ("(self.tests if self.domain == \"code\" else self.answer) is not None",
             "(self.tests or self.answer) is not None"),
         ("        if not task.labelled:", "        if False:"),
+        ("limit and max(limit, 1 + sum(", "limit and max(limit, sum("),
+        ("limit and max(limit, 1 + sum(", "limit and max(0 * limit, 1 + sum("),
+        ("key=lambda row: isinstance(row, Task) and not row.labelled", "key=lambda row: 0"),
         ("zip(code, run_programs(", "zip(reversed(code), run_programs("),
         ("return response[: len(response) - len(text) + start], answer", "return text[:start], answer"),
         ('seen[key] = "asked before"', "pass"),
@@ -81,6 +84,7 @@ TABLE = {
                       "tests/test_steps.py", "tests/test_labels.py"], [
         ("map_location=device, weights_only=True", "map_location=device, weights_only=False"),
         ("model.send(self._scaled(new), rewards)", "model.send(new, rewards)"),
+        ("((groups.features - mean) / std).clamp(-5, 5)", "((groups.features - mean) / std)"),
         ("std < 1e-6, math.inf", "std < 1e-6, 1.0"),  # a constant feature speaks
         ("self.groups.features[rows].flatten(0, 1)", "self.groups.features.flatten(0, 1)"),
         ("enumerate(self.ids) if id not in without]", "enumerate(self.ids)]"),
@@ -232,16 +236,16 @@ TABLE = {
         ("& ~right[:, None]", "& right[:, None]"),
         ("(order < 0).float()", "(order <= 0).float()"),
         ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),
-        ("self.verify(tasks, texts), agreement)",  # the truth is the prediction
+        ("self.verdicts.result(), agreement)",  # the truth is the prediction
             "(probabilities.flatten() > 0.5).float().tolist(), agreement)"),
         ("metrics(probabilities, rewards, self.threshold)", "metrics(probabilities, rewards)"),
         ("torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])",
             "torch.tensor(self.probabilities), torch.tensor(self.rewards)"),
         ("if not task.labelled and self.truth[task.id].labelled]", "if self.truth[task.id].labelled]"),
-        ("experience.groups and experience.groups.rows(torch.tensor(rows))\n",
-            "experience.groups and experience.groups.rows(slice(len(rows)))\n"),
+        ("experience.groups and experience.groups.rows(torch.tensor(self.rows))\n",
+            "experience.groups and experience.groups.rows(slice(len(self.rows)))\n"),
         ("predict_rewards(run.memory, groups, keys)\n            agreement",
-            "predict_rewards(run.memory, groups, experience.keys[: len(rows)])\n            agreement"),
+            "predict_rewards(run.memory, groups, experience.keys[: len(self.rows)])\n            agreement"),
         ("predict_rewards(run.memory, groups, keys, exclude=ids)",
             "predict_rewards(run.memory, groups, keys)"),
         ("round(config.drift_fraction * len(labelled))", "round(0.1 * len(labelled))"),
@@ -298,6 +302,7 @@ TABLE = {
         ('"reward": rewards[b, g].item()', '"reward": truth[g]'),
     ]),
     "lab/label_pick.py": (["tests/test_labels.py"], [
+        ('".*(?<!_train)', '".*'),
         ("[tasks[row].id for row in order]", "[task.id for task in tasks[: len(order)]]"),
         ("facility_location(embed_queries(run, tasks), budget)",
             "facility_location(embed_queries(run, tasks).flip(0), budget)"),
@@ -367,7 +372,8 @@ TABLE = {
         ('zlib.crc32(fields["id"].encode()) % 10', 'hash(fields["id"]) % 10'),
         ("if not pair and trains != (split == \"train\")", "if False"),
         ("trains = not labelled or", "trains ="),
-        ("named = fields[\"id\"].startswith(fields[\"dataset\"])", "named = True"),
+        ("named = fields[\"id\"].startswith((", "named = True or (("),
+        ("fields['dataset']}/\"))", "fields['dataset']}\"))"),
     ]),
     "support/encoders.py": (["support/encoders.py", "tests/test_encoders.py", "tests/test_rewards.py",
                              "tests/test_labels.py"], [

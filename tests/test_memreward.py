@@ -369,6 +369,21 @@ def test_a_feature_that_never_varied_says_nothing():
     assert torch.equal(memory.predict(*new), before)
 
 
+def test_beyond_five_deviations_a_feature_says_no_more():
+    """Else a text that no policy writes, of a log-probability far below all that is known, would be sure."""
+    groups = random_groups(12)
+    memory, new = fitted(groups=groups), random_groups(3, seed=1)
+    std, mean = torch.std_mean(groups.features[..., 0], correction=0)
+
+    def predict(deviations):
+        new.features[..., 0] = mean + deviations * std
+        return memory.predict(*new)
+
+    for sign in (1, -1):
+        assert torch.equal(predict(6 * sign), predict(600 * sign))
+        assert not torch.allclose(predict(4 * sign), predict(6 * sign), atol=1e-5)
+
+
 def test_what_cannot_be_learnt_is_predicted_with_the_base_rate():
     rewards = (torch.rand(60, G, generator=torch.Generator().manual_seed(5)) < 0.3).float()
     memory = fitted(60, random_groups(60), rewards, gnn_networks=5, gnn_epochs=30, gnn_patience=30)
