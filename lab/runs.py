@@ -79,7 +79,8 @@ def start(config, training: bool = True) -> Run:
               f"tracker: {config.tracker} is not installed; pip install {config.tracker}")
     accelerator, bf16 = launch(config, config.batch_size if training else 0)
     unknown = set(config.features.split(",")) - set(FEATURES)
-    check(not unknown, f"features: {', '.join(sorted(unknown))}: not among {', '.join(FEATURES)}")
+    check(not unknown, f"features: {', '.join(sorted(unknown)) or 'one without a name'}: not among "
+          f"{', '.join(FEATURES)}")
     half = torch.bfloat16 if bf16 else torch.float32
     policy, tokenizer = load_policy(config, torch.float32 if training else half)
     if config.check_policy and config.model != "builtin":  # the tests check that one

@@ -48,6 +48,8 @@ class Samples:
                                           config.reward == "soft", config.abstain)
         advantages_of = expected_advantages if config.reward == "soft" else group_advantages
         advantages = advantages_of(rewards, config.advantage_norm)
+        if config.mask_truncated:
+            advantages = advantages * ~experience.rollouts.truncated.view_as(advantages).to(advantages.device)
         believed = memory is not None or config.mode == "majority"
         if believed:
             probabilities = predict_rewards(memory, experience.groups, keys, [task.id for task in tasks])

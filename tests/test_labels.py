@@ -54,8 +54,8 @@ def test_pick_says_which_labels_will_test(tmp_path, capsys):
         rows = [{"id": str(i), "domain": "math", "question": f"{i} + 1?", "answer": None} for i in range(4)]
         (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
         train.main(["pick", "--tasks", str(tmp_path / name), "--output_dir", str(tmp_path / f"of {name}")])
-        told = f"of {tmp_path / name} three in ten labels will test instead of train" in capsys.readouterr().out
-        assert told == (name == "mine.jsonl")
+        told = f"of {tmp_path / name} three in ten labels will test instead of train"
+        assert (told in capsys.readouterr().out) == (name == "mine.jsonl")
 
 
 @pytest.mark.parametrize("encoder", ["hash", "policy"])

@@ -513,20 +513,25 @@ def test_the_seed_decides_which_tasks_are_shown():
     assert len({tuple(shown(seed)) for seed in range(5)}) > 1
 
 
-def test_a_shown_rollout_has_its_own_numbers():
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_shown_rollout_has_its_own_numbers(masked):
     """Two groups of two, rewarded by majority, of which a tie goes to the first."""
     tasks = [data.Task("a", "d", "math", "?", answer="7"), data.Task("b", "d", "math", "?")]
     rollouts = SimpleNamespace(texts=["#### 6", "#### 7", "#### 1", "#### 2"],
                                truncated=torch.tensor([False, True, True, False]),
                                mask=torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]))
     experience = train.Experience(tasks, rollouts, [["6", "7"], ["1", "2"]])
-    run = SimpleNamespace(config=train.Config(mode="majority", group_size=2), memory=None, render=str)
+    config = train.Config(mode="majority", group_size=2, mask_truncated=masked)
+    run = SimpleNamespace(config=config, memory=None, render=str)
     truth = Audit([tasks[0], dataclasses.replace(tasks[1], answer="2")], run.config)
     shown = samples.Samples(run, tasks, truth, lambda *rest: experience)
     columns = ("response", "answer", "reward", "truth", "length", "truncated")
     found = [[tuple(one[name] for name in columns) for one in row["rollouts"]] for row in shown.rows(3)]
     assert found == [[("#### 6", "6", 0, 0, 1, False), ("#### 7", "7", 1, 1, 2, True)],
                      [("#### 1", "1", 1, 0, 3, True), ("#### 2", "2", 0, 1, 1, False)]]
+    signs = [[one["advantage"] > 0, one["advantage"] < 0] for row in shown.rows(3) for one in row["rollouts"]]
+    up, down, none = [True, False], [False, True], [False, False]  # as in the update
+    assert signs == ([down, none, none, down] if masked else [down, up, up, down])
 
 
 def test_dropout_of_a_model_is_off_whatever_its_folder_says(tmp_path):
