@@ -41,7 +41,7 @@ def launch(folder, *command, arguments=RUN):
     assert code == 0, output[-6000:]
 
 
-def finish(command, seconds=200):
+def finish(command, seconds=300):
     """Exit status and output of a command that starts processes of its own; of one that takes longer, None,
     and its output ends with where each of its threads stood."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", PYTHONFAULTHANDLER="1")
