@@ -20,7 +20,7 @@ from tqdm import tqdm
 from support import benchmarks, world
 from support.answers import after_thought, equal_math, final_choice, final_math, math_key, question_key
 from support.benchmarks import LETTERS, STREAMED
-from support.jsonl import file_rows, task_rows
+from support.jsonl import file_rows, labels_first, task_rows
 from support.sandbox import code_key, find_program, name_functions, run_programs, with_context
 
 
@@ -313,14 +313,11 @@ def _named(task: Task) -> Task:
 
 def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,
           dropped: Counter) -> list[Task]:
-    """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests. Where
-    some rows have no label, those that have one come first, and the limit leaves out none of them."""
+    """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests."""
     if isinstance(rows, list):
         if limit is not None and limit < len(rows):
             rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
-        rows = sorted(rows, key=lambda row: isinstance(row, Task) and not row.labelled)
-        if rows and isinstance(rows[-1], Task) and not rows[-1].labelled:
-            limit = limit and max(limit, 1 + sum(isinstance(row, str) or row.labelled for row in rows))
+        rows, limit = labels_first(rows, limit)
     fresh, kept, limit = _fresh(rows, seen, dropped), [], sys.maxsize if limit is None else limit
     with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen if it takes long
         while chunk := list(itertools.islice(fresh, min(32, limit - len(kept)))):
@@ -331,7 +328,7 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
             kept += [_named(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))
     if not kept:
-        left = f" left: {dict(+dropped)}" if +dropped else "; of a .jsonl file some rows with a label test"
+        left = f" left: {dict(+dropped)}" if +dropped else "; of a .jsonl file three in ten labels test"
         raise ValueError(f"tasks: {name} has no {split} tasks{left}")
     return kept
 

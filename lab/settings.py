@@ -58,18 +58,18 @@ GROUPS = {  # every setting once, as --help shows them
     "pictures, and rollouts from elsewhere": "figure watch rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
-DRIVING = "memory reward abstain refit_every drift_fraction".split()  # of these, what only training reads
+TRAINING_ONLY = "memory reward abstain refit_every drift_fraction".split()  # of these, what only training reads
 READING = "system chat_template_kwargs stop plugin check_policy attention precision traceback".split()
-WRITING = "max_prompt_length max_response_length sample_batch_size".split()
+SAMPLING = "max_prompt_length max_response_length sample_batch_size".split()
 TRAIN = [name for names in list(GROUPS.values())[:-2] for name in names]
 READ_BY = {  # the settings of each command
     "train": TRAIN,
     "compare": [name for name in TRAIN if name not in ("mode", "resume")] + ["seeds", "variants"],
-    "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "output_dir", *READING, *WRITING],
+    "evaluate": ["model", "tasks", "ood", "test_tasks", "eval_samples", "output_dir", *READING, *SAMPLING],
     "pick": ["tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
     "probe": ["label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size", "temperature",
               "micro_batch_size", "output_dir", "seeds", "rollouts", "label_pick", "new_kinds", *READING,
-              *WRITING, *(name for name in MEMORY if name not in DRIVING)],
+              *SAMPLING, *(name for name in MEMORY if name not in TRAINING_ONLY)],
     "explain": ["resume", "figure", "traceback"],
     "map": ["resume", "traceback"],
     "score": ["resume", "rollouts", "traceback"],

@@ -131,3 +131,16 @@ def file_rows(path: Path, split: str, domains: Sequence[str]) -> Iterator[dict |
         else:
             named = fields["id"].startswith((f"{path.stem}/", f"{fields['dataset']}/"))
             yield fields if named else fields | {"id": f"{path.stem}/{fields['id']}"}
+
+
+def labels_first(rows: list, limit: int | None) -> tuple[list, int | None]:
+    """Tasks (or reasons for none) with those that lack a label last, and a limit that leaves out no label.
+
+    Of two copies of a question the first stays, so this one has the label if any has. The limit always admits
+    one task without a label: with none the rest would look like an experiment, which hides labels.
+    """
+    bare = [row for row in rows if not isinstance(row, str) and not row.labelled]
+    rest = [row for row in rows if isinstance(row, str) or row.labelled]
+    if not bare:
+        return rows, limit
+    return rest + bare, limit and max(limit, len(rest) + 1)
