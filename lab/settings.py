@@ -58,7 +58,7 @@ GROUPS = {  # every setting once, as --help shows them
     "pictures, and rollouts from elsewhere": "figure watch rollouts new_kinds"}
 GROUPS = {title: names.split() for title, names in GROUPS.items()}
 MEMORY = ["memory", *GROUPS["memory"]]  # what a mode without a memory does not read
-TRAINING_ONLY = "memory reward abstain refit_every drift_fraction".split()  # of these, what only training reads
+TRAINING_ONLY = "memory reward abstain refit_every drift_fraction".split()  # of MEMORY
 READING = "system chat_template_kwargs stop plugin check_policy attention precision traceback".split()
 SAMPLING = "max_prompt_length max_response_length sample_batch_size".split()
 TRAIN = [name for names in list(GROUPS.values())[:-2] for name in names]
