@@ -194,6 +194,10 @@ def report(results: dict) -> str:
             told, mistaken = (results["audit"][name] for name in ("told_apart", "mistaken"))
             lines.append(f"  in a group        AUC {audit['group_auc']}; of pairs of a right and a wrong one "
                          f"the threshold tells {told:.0%} apart, {mistaken:.0%} the wrong way round")
+        for kind in (name.removesuffix("/accuracy") for name in audit if name.endswith("/accuracy")):
+            part = {name: audit[f"{kind}/{name}"] for name in ("accuracy", "fp_rate", "auc", "group_auc")}
+            lines.append(f"  {kind:<18}accuracy {part['accuracy']}, false positives {part['fp_rate']}, "
+                         f"AUC {part['auc']}, in a group {part['group_auc']}")
     if results["dropped"]:
         counts = (f"{name}: {n} {why}" for name, reasons in results["dropped"].items()
                   for why, n in reasons.items())

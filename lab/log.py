@@ -247,14 +247,19 @@ class Tally:
         return part | {"right": rewards.mean().item(), "rollouts": len(rewards)}
 
 
+BY_DOMAIN = ("accuracy", "fp_rate", "auc", "group_auc", "right", "rollouts")  # what the audit tells of each
+
+
 class Audit(Tally):
     """Compares predicted rewards with the truth on unlabelled rollouts. It alone holds the hidden labels,
     which only an experiment has; what it returns goes to the log and nowhere else. Beside each prediction
-    stands the rollout's agreement, the share of its group with this answer: what can be had for nothing."""
+    stand the rollout's agreement, the share of its group with this answer (what can be had for nothing), and
+    the task's domain."""
 
     def __init__(self, tasks: list, config):
         super().__init__(config.threshold)
-        self.truth, self.agreement, self.size = {task.id: task for task in tasks}, [], config.group_size
+        self.truth, self.size = {task.id: task for task in tasks}, config.group_size
+        self.agreement, self.domains = [], []
         self.thread = ThreadPoolExecutor(1)
 
     def verify(self, tasks: list, texts: list[str]) -> list[float | None]:
@@ -290,21 +295,37 @@ class Audit(Tally):
             probabilities = predict_rewards(run.memory, groups, keys)
             agreement = [group.count(key) / size if key is not None else 0.0
                          for group in keys for key in group]
-            found = list(zip(probabilities.flatten().tolist(), self.verdicts.result(), agreement))
+            domains = [experience.tasks[b].domain for b in self.rows for _ in range(size)]
+            found = list(zip(probabilities.flatten().tolist(), self.verdicts.result(), agreement, domains))
         groups = [found[first : first + size] for first in range(0, len(found), size)]
         self.extend([row for group in gather(run, groups) for row in group])
 
-    def extend(self, rows: list[tuple[float, float, float]]) -> None:
-        """Add probability, reward and agreement of rollouts."""
-        super().extend([(probability, reward) for probability, reward, _ in rows])
-        self.agreement += [agreement for *_, agreement in rows]
+    def extend(self, rows: list[tuple[float, float, float, str]]) -> None:
+        """Add probability, reward, agreement and domain of rollouts, group by group."""
+        super().extend([(probability, reward) for probability, reward, *_ in rows])
+        self.agreement += [agreement for *_, agreement, _ in rows]
+        self.domains += [domain for *_, domain in rows]
 
     def metrics(self, first: int = 0) -> dict:
-        """The same, agreement_auc: that of agreement as a score, and what `inside_groups` tells."""
-        part, alone = super().metrics(first), Tally(self.threshold)
-        alone.extend(zip(self.agreement[first:], self.rewards[first:]))
+        """The same, agreement_auc: that of agreement as a score, and what `inside_groups` tells; where there
+        are several domains, DOMAIN/accuracy and so on of each."""
+        columns = (self.probabilities, self.rewards, self.agreement, self.domains)
+        rows = list(zip(*(column[first:] for column in columns)))
+        found = self.of(rows)
+        kinds = sorted({domain for *_, domain in rows})
+        for kind in kinds if len(kinds) > 1 else ():
+            part = self.of([row for row in rows if row[-1] == kind])
+            found |= {f"{kind}/{name}": part[name] for name in BY_DOMAIN}
+        return found
+
+    def of(self, rows: list[tuple[float, float, float, str]]) -> dict:
+        """All numbers of some groups' rollouts, as `extend` takes them."""
+        score, alone = Tally(self.threshold), Tally(self.threshold)
+        score.extend([(probability, reward) for probability, reward, *_ in rows])
+        alone.extend([(agreement, reward) for _, reward, agreement, _ in rows])
+        part = score.metrics()
         return part and part | {"agreement_auc": alone.metrics()["auc"]} | inside_groups(
-            self.probabilities[first:], self.rewards[first:], self.size, self.threshold)
+            score.probabilities, score.rewards, self.size, self.threshold)
 
 
 def inside_groups(probabilities: list[float], rewards: list[float], size: int, threshold: float) -> dict:

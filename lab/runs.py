@@ -303,7 +303,7 @@ def save_checkpoint(run, step: int, log, audit, drift) -> None:
                 run.memory.save(new / "memory.pt")
             state = {"evaluations": log.evaluations, "marks": log.marks, "versions": log.versions,
                      "seconds": time.perf_counter() - log.start,
-                     "audit": list(zip(audit.probabilities, audit.rewards, audit.agreement)),
+                     "audited": list(zip(audit.probabilities, audit.rewards, audit.agreement, audit.domains)),
                      "warm_up": drift.warm_up,
                      "drift": list(zip(drift.probabilities, drift.rewards, drift.queries))}
             torch.save(state, new / "progress.pt")
@@ -366,12 +366,12 @@ def load_checkpoint(run, log, audit, drift) -> int | None:
     if run.memory is not None:
         run.memory.load(whole / "memory.pt", run.device)
     state, step = torch.load(whole / "progress.pt", weights_only=True), int(whole.name)
-    check("versions" in state, f"resume: {whole} was written by an earlier version of the project; go on "
+    check("audited" in state, f"resume: {whole} was written by an earlier version of the project; go on "
           "with that one, or start anew in another folder")
     log.evaluations, log.marks = state["evaluations"], state["marks"]
     log.versions = list(dict.fromkeys([*state["versions"], version()]))
     log.start = time.perf_counter() - state["seconds"]
-    audit.extend(state["audit"])
+    audit.extend(state["audited"])
     drift.extend(state["drift"])
     drift.warm_up = state["warm_up"]
     extra = 0 < step < run.config.steps and not due(step, run.config.eval_every)

@@ -213,7 +213,7 @@ TABLE = {
         ("str(whole))\n    refresh(run)\n", "str(whole))\n"),
         ("        run.memory.load(whole / \"memory.pt\", run.device)\n", "        pass\n"),
         ("    log.evaluations, log.marks = state[\"evaluations\"], state[\"marks\"]\n", ""),
-        ('    audit.extend(state["audit"])\n', ""),
+        ('    audit.extend(state["audited"])\n', ""),
         ("    cut_logs(run, step, extra)\n", ""),
         ('re.findall(r"[^\\n]*\\n", (run', 're.findall(r"[^\\n]+", (run'),  # half a line
         ('"loss" in row or "fits" in row', '"loss" in row'),
@@ -233,8 +233,11 @@ TABLE = {
         ("& ~right[:, None]", "& right[:, None]"),
         ("(order < 0).float()", "(order <= 0).float()"),
         ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),
-        ("self.verdicts.result(), agreement)",  # the truth is the prediction
-            "(probabilities.flatten() > 0.5).float().tolist(), agreement)"),
+        ("self.verdicts.result(), agreement,",  # the truth is the prediction
+            "(probabilities.flatten() > 0.5).float().tolist(), agreement,"),
+        ("if row[-1] == kind]", "if row[-1] != kind]"),
+        ("for b in self.rows for _ in range(size)]\n            found",
+            "for _ in range(size) for b in self.rows]\n            found"),
         ("metrics(probabilities, rewards, self.threshold)", "metrics(probabilities, rewards)"),
         ("torch.tensor(self.probabilities[first:]), torch.tensor(self.rewards[first:])",
             "torch.tensor(self.probabilities), torch.tensor(self.rewards)"),

@@ -465,7 +465,7 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     """Four groups, of which the second and the fourth have a hidden label; the last one nobody knows."""
     bare = [data.Task(str(i), "d", "math", "?") for i in range(5)]
     whole = [dataclasses.replace(task, answer=task.id) for task in bare[:4]] + bare[4:]
-    shown = [whole[0], bare[1], whole[2], bare[3], bare[4]]
+    shown = [whole[0], bare[1], whole[2], dataclasses.replace(bare[3], domain="qa"), bare[4]]
     texts = [f"#### {answer}" for answer in (0, 0, 1, 5, 2, 2, 5, 3, 4, 4)]
     asked = []
 
@@ -486,6 +486,27 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     assert audit.agreement == [0.5, 0.0, 1.0, 1.0]
     assert audit.metrics()["agreement_auc"] == (1 + 0 + 1 + 0.5) / 4 and audit.metrics(4) == {}
     assert [audit.metrics()[name] for name in ("group_auc", "told_apart", "mistaken")] == [1, 1, 0]
+    assert audit.domains == ["math", "math", "qa", "qa"]
+    assert audit.metrics(2)["rollouts"] == 2 and not any("/" in name for name in audit.metrics(2))
+
+
+def test_the_audit_tells_domains_apart():
+    """Math: a group in order and one the wrong way round. Code: a group believed whole, half rightly."""
+    audit = Audit([], SimpleNamespace(threshold=0.5, group_size=2))
+    audit.extend([(0.9, 0.0, 0.5, "qa"), (0.8, 0.0, 0.5, "qa")])  # before the last look
+    audit.extend([(0.9, 1.0, 0.5, "math"), (0.1, 0.0, 0.5, "math"),
+                  (0.8, 1.0, 0.5, "code"), (0.7, 0.0, 0.5, "code"),
+                  (0.2, 1.0, 0.5, "math"), (0.6, 0.0, 0.5, "math")])
+    told = audit.metrics(2)
+    assert {name: value for name, value in told.items() if name.startswith("math/")} == {
+        "math/accuracy": 0.5, "math/fp_rate": 0.5, "math/auc": 0.75, "math/group_auc": 0.5,
+        "math/right": 0.5, "math/rollouts": 4}
+    assert {name: value for name, value in told.items() if name.startswith("code/")} == {
+        "code/accuracy": 0.5, "code/fp_rate": 1.0, "code/auc": 1.0, "code/group_auc": 1.0,
+        "code/right": 0.5, "code/rollouts": 2}
+    assert told["accuracy"] == 0.5 and told["rollouts"] == 6 and "qa/accuracy" not in told
+    whole = audit.metrics()
+    assert whole["qa/auc"] is None and whole["qa/group_auc"] is None and whole["qa/right"] == 0
 
 
 def test_the_audit_verifies_while_the_update_computes(monkeypatch):
