@@ -480,6 +480,10 @@ def test_presets_are_settings_that_flags_change():
     assert len(config.tasks.split(",")) == 10 and config.ood == "numina_math,piqa,siqa"
     fields = {field.name for field in dataclasses.fields(Config)}
     assert all(settings.keys() <= fields for settings in settings.PRESETS.values())
+    for command in ("probe", "evaluate", "pick"):  # take what they read of it
+        _, config = parse([command, "--preset", "smollm2-short", "--tasks", "mine.jsonl"])
+        assert (config.tasks, config.model) == ("mine.jsonl", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert parse(["probe", "--preset", "smollm2-short"])[1].temperature == 0.7
 
 
 def test_encoder_left_out():
