@@ -124,6 +124,8 @@ def check_values(config) -> None:
                 "gnn_epochs gnn_patience keep seeds refit_every")
     for name in positive.split():
         check(getattr(config, name) > 0, f"{name}: {getattr(config, name)} must be above 0")
+    check(config.memory != "refit" or config.refit_every <= config.steps,
+          f"refit_every: {config.refit_every} never comes in a run of {config.steps} steps; take less")
     check(not config.profile or config.steps >= 5, f"profile: needs 5 steps, steps is {config.steps}")
     check(0 < config.label_ratio <= 1,
           f"label_ratio: {config.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")

@@ -324,6 +324,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
 BAD = [
     (["--label_ratio", "0"], "label_ratio"),
     (["--label_ratio", "1.2"], "label_ratio"),
+    (["--memory", "refit", "--steps", "40"], "refit_every: 50 never comes in a run of 40 steps"),
     (["--group_size", "1"], "group_size"),
     (["--steps", "0"], "steps"),
     (["--tasks", "wrold"], "tasks"),
