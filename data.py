@@ -20,7 +20,7 @@ from tqdm import tqdm
 from support import benchmarks, world
 from support.answers import after_thought, equal_math, final_choice, final_math, math_key, question_key
 from support.benchmarks import LETTERS, STREAMED
-from support.jsonl import file_rows, labels_first, task_rows
+from support.jsonl import NO_LABEL, file_rows, labels_first, task_rows
 from support.sandbox import code_key, find_program, name_functions, run_programs, with_context
 
 
@@ -79,15 +79,15 @@ def hide_labels(
 
 
 def spend_labels(
-    tasks: Sequence[Task], ratio: float, seed: int, picked: Sequence[str] | None = None
+    tasks: Sequence[Task], ratio: float, seed: int, picked: Sequence[str] | None = None, partly: bool = False
 ) -> tuple[list[Task], str]:
     """The training tasks as training may see them, and in words which labels they keep.
 
     An experiment starts from tasks that all have a label and hides most of them: `hide_labels`. Where some
-    have none from the start it is no experiment: every label is used, whatever the ratio.
+    have none from the start (`partly`: among those left out) it is no experiment: every label is used.
     """
     labelled = sum(task.labelled for task in tasks)
-    if 0 < labelled < len(tasks):
+    if labelled and (partly or labelled < len(tasks)):
         return list(tasks), (f"all {labelled} labels of {len(tasks)} training tasks are used; label_ratio "
                              f"hides labels only where every task has one")
     hidden = hide_labels(tasks, ratio, seed, picked)
@@ -297,7 +297,7 @@ def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator
         elif row.domain in ("math", "qa") and row.labelled and not verify(row, rf"\boxed{{{row.answer}}}"):
             dropped["no usable answer"] += 1  # no response could equal it
         elif reason := seen.get(key := question_key(row.question, row.choices)):
-            dropped[reason] += 1
+            dropped[reason + NO_LABEL * (not row.labelled)] += 1
         else:
             seen[key] = "asked before"
             yield row
@@ -314,19 +314,20 @@ def _named(task: Task) -> Task:
 def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, seed: int, seen: dict,
           dropped: Counter) -> list[Task]:
     """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests."""
-    if isinstance(rows, list):
-        if limit is not None and limit < len(rows):
-            rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
-        rows, limit = labels_first(rows, limit)
-    fresh, kept, limit = _fresh(rows, seen, dropped), [], sys.maxsize if limit is None else limit
-    with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen if it takes long
-        while chunk := list(itertools.islice(fresh, min(32, limit - len(kept)))):
+    if isinstance(rows, list) and limit is not None and limit < len(rows):
+        rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
+    kept, bar = [], tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False)  # seen if it takes long
+    for part, most in labels_first(rows, limit) if isinstance(rows, list) else [(rows, limit)]:
+        fresh = _fresh(part, seen, dropped)
+        room = sys.maxsize if most is None else max(most, len(kept) + 1)  # one at least of what lacks a label
+        while chunk := list(itertools.islice(fresh, min(32, room - len(kept)))):
             checked = [task for task in chunk if task.domain == "code" and task.answer and task.tests]
             passed = verify_batch(checked, [task.answer for task in checked])
             failed = {task.id for task, reward in zip(checked, passed) if not reward}
             dropped["reference fails its tests"] += len(failed)
             kept += [_named(task) for task in chunk if task.id not in failed]
             bar.update(len(chunk))
+    bar.close()
     if not kept:
         left = f" left: {dict(+dropped)}" if +dropped else "; of a .jsonl file three in ten labels test"
         raise ValueError(f"tasks: {name} has no {split} tasks{left}")

@@ -177,7 +177,7 @@ def train(config: Config, before: dict | None = None) -> dict:
     run = start(config)
     everything, test = load_data(run)
     order = coverage_order(run, everything) if config.label_pick == "coverage" else None
-    tasks, labels_kept = spend_labels(everything, config.label_ratio, config.seed, order)
+    tasks, labels_kept = spend_labels(everything, config.label_ratio, config.seed, order, run.partly)
     audit = Audit(everything, config)
     del everything  # from here on a hidden label exists in the audit only
     labelled = [task for task in tasks if task.labelled]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from lab.runs import begun_version, read_json, version
-from lab.settings import MEMORY, check
+from lab.settings import MEMORY, check, check_refit
 
 MODES = ("r1p", "majority", "memreward", "oracle")
 LABEL_RATIO = 0.2  # of the comparison; VARIANTS has others
@@ -31,7 +31,8 @@ def compare(config, train: Callable) -> None:
     unknown = ", ".join(name for name in names if name not in VARIANTS)
     check(not unknown, f"variants: {unknown}: not among {', '.join(VARIANTS)}")
     own = (config.label_ratio, config.label_pick)  # of the four modes; no row shall stand there twice
-    rows = {mode: {"mode": mode} for mode in MODES} | {
+    first = "oracle"  # which tells at once where a label is missing
+    rows = {mode: {"mode": mode} for mode in sorted(MODES, key=lambda mode: mode != first)} | {
         name: changes for name, changes in VARIANTS.items() if name in names
         and (changes.get("label_ratio"), changes.get("label_pick")) != own}
     root, plan, finished = Path(config.output_dir or "runs/compare"), [], []
@@ -39,6 +40,7 @@ def compare(config, train: Callable) -> None:
         for name, changes in rows.items():
             one = dataclasses.replace(config, seed=seed, seeds=1, variants="", **changes)
             pick = "-coverage" if one.label_pick == "coverage" else ""
+            check_refit(one)
             one.output_dir = str(root / f"{name.split()[0]}-{one.label_ratio}{pick}-{seed}")
             plan.append((name, one))
     check_folder(root, [one for _, one in plan])

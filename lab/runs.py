@@ -26,7 +26,7 @@ from lab.settings import check, due
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = ("data.py", "gnn.py", "memreward.py", "grpo.py", "train.py",
-          "lab/evaluate.py", "lab/label_pick.py", "lab/processes.py")
+          "lab/evaluate.py", "lab/label_pick.py", "lab/log.py", "lab/processes.py", "lab/runs.py")
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Run:
     memory: object = None  # memreward.ExperienceMemory; None: no memory in this mode
     folder: Path | None = None
     dropped: dict = field(default_factory=dict)  # tasks that were left out: {data set: {reason: count}}
+    partly: bool = False  # an unlabelled training task was left out, so this is no experiment
     inside: frozenset = frozenset()  # data sets in domain; others are tested only
     lock: object = None  # see `hold`
 
@@ -174,6 +175,7 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
     from accelerate.utils import broadcast_object_list
 
     from data import load_splits
+    from support.jsonl import NO_LABEL
     from support.traits import position_limit
 
     config, ranks = run.config, run.accelerator.num_processes
@@ -207,6 +209,7 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
             else:
                 own = len(prompt) > config.max_prompt_length
                 why = f"{part}: prompt longer than {'max_prompt_length' if own else 'the model has room for'}"
+                why += NO_LABEL * (not task.labelled)
                 reasons = run.dropped.setdefault(task.dataset, {})
                 reasons[why] = reasons.get(why, 0) + 1
         check(len(some) >= ranks or part == "train" and not training,
@@ -215,6 +218,8 @@ def load_data(run: Run, training: bool = True) -> tuple[list, list]:
         check(not unlabelled or (part == "train" and config.mode != "oracle" and len(unlabelled) < len(some)),
               f"tasks: {config.tasks}: {len(unlabelled)} {part} tasks have no label, "
               f"the first is {unlabelled[:1]}")
+    reasons = [reason for counts in run.dropped.values() for reason in counts]
+    run.partly = any(reason.endswith(NO_LABEL) for reason in reasons)
     return tuple(kept)
 
 

@@ -67,7 +67,7 @@ READ_BY = {  # the settings of each command
     "compare": [name for name in TRAIN if name not in ("mode", "resume")] + ["seeds", "variants"],
     "evaluate": ["preset", "model", "tasks", "ood", "test_tasks", "eval_samples", "output_dir", *READING,
                  *SAMPLING],
-    "pick": ["preset", "tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
+    "pick": ["tasks", "model", "encoder", "seed", "micro_batch_size", "output_dir", *READING],
     "probe": ["preset", "label_ratio", "tasks", "train_tasks", "model", "encoder", "seed", "group_size",
               "temperature", "micro_batch_size", "output_dir", "seeds", "rollouts", "label_pick", "new_kinds",
               *READING, *SAMPLING, *(name for name in MEMORY if name not in TRAINING_ONLY)],
@@ -124,8 +124,6 @@ def check_values(config) -> None:
                 "gnn_epochs gnn_patience keep seeds refit_every")
     for name in positive.split():
         check(getattr(config, name) > 0, f"{name}: {getattr(config, name)} must be above 0")
-    check(config.memory != "refit" or config.refit_every <= config.steps,
-          f"refit_every: {config.refit_every} never comes in a run of {config.steps} steps; take less")
     check(not config.profile or config.steps >= 5, f"profile: needs 5 steps, steps is {config.steps}")
     check(0 < config.label_ratio <= 1,
           f"label_ratio: {config.label_ratio} is outside (0, 1]; 0.2 keeps one label in five")
@@ -294,11 +292,31 @@ def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple
     if others := other_defaults(command, config, given):  # so that flags still win
         parser.set_defaults(**{name: value for name, value in others.items() if name in READ_BY[command]})
         config = Config(**others | vars(parser.parse_args(arguments)))
-    idle = [name for name in given if name in MEMORY and command == "train" and config.mode != "memreward"]
-    check(not idle, f"{', '.join(idle)}: of the memory, and mode {config.mode} has none")
+    check_used(command, config, given)
     if not config.resume:
         return command, config
     return command, go_on(config, given, ["resume", "steps", "traceback"] if command == "train" else given)
+
+
+def check_used(command: str, config, given: list[str]) -> None:
+    """Refuse settings that are `given` and would change nothing."""
+    training = command == "train" and not config.resume
+    unused = [name for name in given if name in MEMORY and config.mode != "memreward"]
+    check(not (training and unused), f"{', '.join(unused)}: of the memory, and mode {config.mode} has none")
+    unused = [name for name in given if name in ("label_ratio", "label_pick") and config.mode == "oracle"]
+    check(not (training and unused), f"{', '.join(unused)}: mode oracle keeps every label")
+    if training:
+        check(config.memory == "refit" or "refit_every" not in given, "refit_every: of --memory refit alone")
+        check_refit(config)
+    if command == "probe" and config.rollouts and not run_folder(config.rollouts):
+        unused = [name for name in given if name in ("tasks", "train_tasks", "group_size", "temperature")]
+        check(not unused, f"{', '.join(unused)}: probe takes the tasks and rollouts of {config.rollouts}")
+
+
+def check_refit(config) -> None:
+    """Refuse a run that would end before the memory is fitted anew."""
+    check(config.memory != "refit" or config.refit_every < config.steps,
+          f"refit_every: {config.refit_every} steps are not before the end of {config.steps}; take fewer")
 
 
 def other_defaults(command: str, config, given: list[str]) -> dict:
@@ -307,14 +325,17 @@ def other_defaults(command: str, config, given: list[str]) -> dict:
     others = {}
     if command == "train" and config.steps < 50 and config.eval_every:
         others["test_tasks"] = max(60, 12 * config.steps)  # so that evaluation does not take most of its time
-    if config.model != "builtin" and not run_folder(config.model) and not config.resume:
+    preset, of_folder = PRESETS[config.preset], of_run(command, config)
+    check(not (of_folder and preset), "preset: leave it out, the settings are those of the run")
+    model = config.model if "model" in given else preset.get("model", "builtin")
+    if model != "builtin" and not run_folder(model) and not config.resume:
         real = {name: value for name, value in REAL.items() if name in READ_BY[command]}
-        shown = {name: value for name, value in real.items() if name not in (*given, *PRESETS[config.preset])}
+        shown = {name: value for name, value in real.items() if name not in (*given, *preset)}
         if shown:
             print("settings of a real model, unless given:",
                   " ".join(f"--{name} {value}" for name, value in shown.items()))
         others |= real
-    return others | PRESETS[config.preset] | of_run(command, config)
+    return others | preset | of_folder
 
 
 def of_run(command: str, config) -> dict:

@@ -8,6 +8,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from support.answers import LETTERS
+from support.sandbox import signatures
+
+NO_LABEL = ", no label"  # ends the reason where an unlabelled task is dropped: its file is no experiment
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, object]]:
@@ -91,9 +94,10 @@ def task_fields(row: dict, dataset: str, domains: Sequence[str]) -> dict:
     task_id, domain, question = row["id"], row["domain"], row["question"]
     dataset = row.get("dataset") or dataset
     texts = [task_id, dataset, question, "" if answer is None else answer, *choices, *tests]
-    lists = all(not isinstance(row.get(name), str) for name in ("choices", "tests"))
+    lists = all(isinstance(row.get(name) or [], list) for name in ("choices", "tests"))
     if not lists or not all(isinstance(text, str) for text in texts):
-        raise ValueError("id, dataset, question, answer, choices, tests must be strings (answer: or number)")
+        raise ValueError("id, dataset, question, answer must be strings (answer: or a number), choices and "
+                         "tests lists of strings")
     for text in texts:
         try:
             text.encode()
@@ -109,6 +113,8 @@ def task_fields(row: dict, dataset: str, domains: Sequence[str]) -> dict:
             raise ValueError(f"a qa task's answer is one of its choices, and {answer!r} has none: give "
                              f"choices, or a domain of your own for free text")
         answer = letter_of(answer, choices) if choices else answer.strip()
+    if domain == "code" and tests:
+        signatures(tests)  # says what is wrong with them
     return {"id": task_id, "dataset": dataset, "domain": domain, "question": question,
             "choices": choices or None, "answer": answer, "tests": tests or None}
 
@@ -133,14 +139,12 @@ def file_rows(path: Path, split: str, domains: Sequence[str]) -> Iterator[dict |
             yield fields if named else fields | {"id": f"{path.stem}/{fields['id']}"}
 
 
-def labels_first(rows: list, limit: int | None) -> tuple[list, int | None]:
-    """Tasks (or reasons for none) with those that lack a label last, and a limit that leaves out no label.
+def labels_first(rows: list, limit: int | None) -> list[tuple[list, int | None]]:
+    """The parts in which tasks (or reasons for none) are taken, each with the number at which to stop: those
+    with a label, all of them; then the others, up to the limit.
 
-    Of two copies of a question the first stays, so this one has the label if any has. The limit always admits
-    one task without a label: with none the rest would look like an experiment, which hides labels.
+    Of two copies of a question the first stays, so this one has the label if any has.
     """
     bare = [row for row in rows if not isinstance(row, str) and not row.labelled]
     rest = [row for row in rows if isinstance(row, str) or row.labelled]
-    if not bare:
-        return rows, limit
-    return rest + bare, limit and max(limit, len(rest) + 1)
+    return [(rest, None), (bare, limit)] if bare else [(rows, limit)]

@@ -462,7 +462,12 @@ def test_a_hint_is_given_only_where_the_question_does_not_name_the_function(tmp_
 
 @pytest.mark.parametrize("fields, said", [
     ({"question": "6 * 7? \ud83d"}, "half a character"), ({"id": "\udfff"}, "half a character"),
-    ({"dataset": 5}, "dataset, question, answer, choices, tests must be strings")])
+    ({"dataset": 5}, "dataset, question, answer must be strings"),
+    ({"choices": {"text": ["a", "b"], "label": ["A", "B"]}}, "choices and tests lists of strings"),
+    ({"choices": ["a", 2]}, "choices and tests lists of strings"),
+    ({"domain": "code", "tests": {"t": "assert f(1)"}}, "choices and tests lists of strings"),
+    ({"domain": "code", "tests": ["assert f(1 == 1"]}, "tests must be Python statements"),
+    ({"domain": "code", "tests": [""]}, "tests must be Python statements")])
 def test_a_row_that_cannot_be_read_is_named_with_its_line(tmp_path, fields, said):
     path = tmp_path / "mine_train.jsonl"
     path.write_text(json.dumps({"id": "1", "domain": "math", "question": "6 * 7?", "answer": "42", **fields}))

@@ -135,7 +135,7 @@ def test_compare_begins_at_its_seed_and_names_runs_by_ratio_and_pick(quick, tmp_
 
     config = quick(output_dir=str(tmp_path / "all"), seed=3, seeds=2, variants="r1p 0.1 coverage, ")
     compare.compare(config, run)
-    names = ["r1p-0.2", "majority-0.2", "memreward-0.2", "oracle-1.0", "r1p-0.1-coverage"]
+    names = ["oracle-1.0", "r1p-0.2", "majority-0.2", "memreward-0.2", "r1p-0.1-coverage"]
     assert [name for name, *_ in begun] == [f"{name}-{seed}" for seed in (3, 4) for name in names]
     assert [seed for _, seed, *_ in begun] == [3] * 5 + [4] * 5
     assert {pick for name, _, pick, _ in begun if "coverage" in name} == {"coverage"}
@@ -194,11 +194,11 @@ def test_compare_goes_on_with_no_run_of_another_version(tmp_path, quick, monkeyp
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(config, stop)  # of this version: begins with R1-p, and would go on with this one
+        compare.compare(config, stop)  # of this version: begins with Oracle, and would go on with this one
     monkeypatch.setattr(compare, "version", lambda: "new")
     with pytest.raises(ValueError, match="memreward-0.2-0 was begun by another version of the method"):
         compare.compare(config, stop)
-    assert calls == [str(tmp_path / "all" / "r1p-0.2-0")]
+    assert calls == [str(tmp_path / "all" / "oracle-1.0-0")]
 
 
 def test_the_version_is_of_code_not_of_comments(tmp_path):
@@ -324,7 +324,7 @@ def test_plot_draws_the_curves_of_finished_runs(tmp_path, capsys, monkeypatch):
 BAD = [
     (["--label_ratio", "0"], "label_ratio"),
     (["--label_ratio", "1.2"], "label_ratio"),
-    (["--memory", "refit", "--steps", "40"], "refit_every: 50 never comes in a run of 40 steps"),
+    (["--memory", "refit", "--steps", "40"], "refit_every: 50 steps are not before the end of 40"),
     (["--group_size", "1"], "group_size"),
     (["--steps", "0"], "steps"),
     (["--tasks", "wrold"], "tasks"),
@@ -481,10 +481,38 @@ def test_presets_are_settings_that_flags_change():
     assert len(config.tasks.split(",")) == 10 and config.ood == "numina_math,piqa,siqa"
     fields = {field.name for field in dataclasses.fields(Config)}
     assert all(settings.keys() <= fields for settings in settings.PRESETS.values())
-    for command in ("probe", "evaluate", "pick"):  # take what they read of it
+    for command in ("probe", "evaluate"):  # take what they read of it
         _, config = parse([command, "--preset", "smollm2-short", "--tasks", "mine.jsonl"])
         assert (config.tasks, config.model) == ("mine.jsonl", "HuggingFaceTB/SmolLM2-135M-Instruct")
     assert parse(["probe", "--preset", "smollm2-short"])[1].temperature == 0.7
+    with pytest.raises(ValueError, match="^preset: pick does not read it"):
+        parse(["pick", "--preset", "quick"])
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ("--mode oracle --label_ratio 0.3", "label_ratio: mode oracle keeps every label"),
+    ("--refit_every 10 --memory grow", "refit_every: of --memory refit alone"),
+    ("--memory refit --steps 50", "refit_every: 50 steps are not before the end of 50"),
+    ("--mode r1p --memory refit --steps 10", "memory: of the memory, and mode r1p has none"),
+    ("probe --rollouts mine.jsonl --tasks gsm8k --group_size 9", "tasks, group_size: probe takes the tasks")])
+def test_what_would_change_nothing_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        parse(arguments.split())
+
+
+def test_a_memory_that_is_fitted_anew_is_only_asked_of_runs_that_train(quick, tmp_path):
+    assert parse(["--preset", "qwen2.5-1.5b", "--memory", "refit", "--refit_every", "300"])[1].steps == 410
+    with pytest.raises(ValueError, match="^refit_every: 50 steps are not before the end of 2"):
+        compare.compare(quick(variants="refit"), lambda *_: pytest.fail("a run was started"))
+    folder = Path(quick().output_dir)
+    folder.mkdir(parents=True)
+    (folder / "tasks.json").write_text("{}")
+    saved = vars(quick(memory="refit", refit_every=300, steps=400))
+    (folder / "config.json").write_text(json.dumps(saved))
+    assert parse(["evaluate", str(folder)])[1].model == str(folder)
+    assert parse(["--resume", str(folder)])[1].refit_every == 300
+    with pytest.raises(ValueError, match="^preset: leave it out, the settings are those of the run"):
+        parse(["evaluate", str(folder), "--preset", "quick"])
 
 
 def test_encoder_left_out():
@@ -602,7 +630,12 @@ def test_a_real_model_does_not_inherit_the_small_worlds_settings(capsys):
     _, config = parse(["--model", "some/model", "--learning_rate", "3e-6"])
     assert (config.max_response_length, config.learning_rate, config.eval_samples) == (512, 3e-6, 0)
     assert "--max_response_length 512" in (out := capsys.readouterr().out) and "--learning_rate" not in out
-    assert parse(["--preset", "smollm2-135m"])[1].max_response_length == 96
+    config = parse(["--preset", "smollm2-135m"])[1]  # its model is real, too
+    assert (config.max_response_length, config.neighbors, config.sample_batch_size) == (96, 7, 64)
+    assert "--neighbors 7" in (out := capsys.readouterr().out) and "--max_response_length" not in out
+    assert parse(["--preset", "smollm2-short", "--neighbors", "2"])[1].neighbors == 2
+    assert parse(["--preset", "smollm2-135m", "--model", "builtin"])[1].neighbors == 3
+    capsys.readouterr()
     assert parse([])[1].max_response_length == 48 and not capsys.readouterr().out
 
 
@@ -1006,9 +1039,9 @@ def test_probe(quick, tmp_path, monkeypatch, capsys, source):
         "2",
         "--gnn_networks",
         "1",
-        "--train_tasks",
-        "30",
     ]
+    if source != "file":
+        arguments += ["--train_tasks", "30"]
     if source == "run":
         train.train(quick(mode="r1p"))
         arguments += ["--rollouts", quick().output_dir]
@@ -1167,6 +1200,16 @@ def test_a_run_that_two_versions_of_the_method_made_is_of_neither(quick, monkeyp
     runs.write_json(newest / "checksums.json", runs.checksums(newest))
     with pytest.raises(ValueError, match="^resume: .*000002 was written by an earlier version of"):
         train.train(dataclasses.replace(config, steps=3))
+
+
+def test_labels_are_all_used_where_the_only_row_without_one_is_too_long(quick, tmp_path):
+    rows = [{"id": f"{i}", "domain": "math", "question": f"{i} + 0?", "answer": str(i)} for i in range(12)]
+    rows.append({"id": "long", "domain": "math", "question": "How many? " * 400})
+    for part, lines in (("train", rows), ("test", [rows[0] | {"question": "5 plus 5?", "answer": "10"}])):
+        (tmp_path / f"mine_{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    results = train.train(quick(mode="r1p", tasks=str(tmp_path / "mine_train.jsonl"), steps=1))
+    assert (results["labels_used"], results["labels_available"]) == (12, 12)
+    assert results["dropped"] == {"mine": {"train: prompt longer than max_prompt_length, no label": 1}}
 
 
 def test_every_setting_is_read():

@@ -345,6 +345,33 @@ def test_of_two_copies_of_a_question_the_labelled_one_stays(tmp_path):
     assert [task.answer for task in tasks] == ["0", "1", "2", "3", "4", None, None, None]
 
 
+def test_labels_that_cannot_be_used_do_not_count_in_the_limit(tmp_path):
+    """12 labelled rows ask 3 questions, two more ask for what no answer equals; of 20 others the limit takes
+    what is missing."""
+    rows = [{"question": f"{i % 3} + 0?", "answer": str(i % 3)} for i in range(12)]
+    rows += [{"question": f"Why {i}?", "answer": "The sky is blue because of light"} for i in range(2)]
+    rows += [{"question": f"{i} + 0?", "answer": None} for i in range(20)]
+    write(tmp_path / "own_train.jsonl", *rows)
+    write(tmp_path / "own_test.jsonl", {"answer": "1", "question": "another"})
+    for limit, count in ((10, 10), (2, 4)):
+        train, _, dropped = load_splits(str(tmp_path / "own_train.jsonl"), train_limit=limit)
+        assert len(train) == count and sum(task.labelled for task in train) == 3
+        dropped = dropped[str(tmp_path / "own_train.jsonl")]
+        assert (dropped["asked before"], dropped["no usable answer"]) == (9, 2)
+
+
+def test_a_file_lacks_labels_even_where_what_lacks_them_is_left_out(tmp_path):
+    """The only row without a label repeats a question, and in the second file has no room."""
+    rows = [{"question": f"{i} + 0?", "answer": str(i)} for i in range(20)]
+    write(tmp_path / "own_train.jsonl", *rows, {"question": "0+0?", "answer": None})
+    write(tmp_path / "own_test.jsonl", {"answer": "1", "question": "another"})
+    train, _, dropped = load_splits(str(tmp_path / "own_train.jsonl"))
+    assert dropped == {str(tmp_path / "own_train.jsonl"): {"asked before, no label": 1}}
+    assert spend_labels(train, 0.2, 0)[1].startswith("4 of 20 labels")
+    tasks, words = spend_labels(train, 0.2, 0, partly=True)
+    assert tasks == train and words.startswith("all 20 labels of 20 training tasks are used")
+
+
 def test_an_id_that_begins_like_its_file_is_named_after_it_all_the_same(tmp_path):
     """Else the same ids in both parts would meet."""
     rows = [{"id": f"mine-{i}", "domain": "math", "question": f"{i} + {{}}?", "answer": "1"}
