@@ -119,15 +119,17 @@ def draw(root: Path, label_ratio: float) -> list[Path]:
 
 def by_labels(root: Path) -> dict[str, dict[float, list[float]]]:
     """Greedy test accuracy at the end of every seed's run of a folder of compare: by line (who rewards, which
-    labels) and share of the labels."""
-    found: dict[str, dict[float, list[float]]] = {}
+    labels) and share of the labels. Oracle is the same run whoever picks its labels: once a seed."""
+    found: dict[str, dict[float, dict[str, float]]] = {}
     for path, name, ratio, picked in finished(root):
         if name in ("memreward", "r1p", "oracle"):
             line = name if name == "oracle" else f"{name}, labels {'picked' if picked else 'at random'}"
             scores = read_json(path)["evaluations"][-1].get("greedy")
             if scores:  # not where --eval_every is 0
-                found.setdefault(line, {}).setdefault(ratio, []).append(scores["all"])
-    return found
+                seed = path.parent.name.rpartition("-")[2]
+                found.setdefault(line, {}).setdefault(ratio, {})[seed] = scores["all"]
+    return {line: {ratio: list(seeds.values()) for ratio, seeds in ratios.items()}
+            for line, ratios in found.items()}
 
 
 def draw_labels(root: Path, lines: dict[str, dict[float, list[float]]]) -> Path:

@@ -260,7 +260,8 @@ def test_comparison_arithmetic():
 
 def test_the_last_accuracy_by_share_and_choice_of_labels(tmp_path):
     for name, last in {"memreward-0.1-3": 0.5, "memreward-0.1-4": 0.7, "memreward-0.1-coverage-3": 0.8,
-                       "memreward-0.4-3": 0.9, "oracle-1.0-3": 1.0, "majority-0.2-3": 0.1}.items():
+                       "memreward-0.4-3": 0.9, "oracle-1.0-3": 1.0, "oracle-1.0-coverage-3": 1.0,
+                       "majority-0.2-3": 0.1}.items():
         (tmp_path / name).mkdir()
         evaluations = [{"greedy": {"all": 0.3}}, {"greedy": {"all": last}}]
         (tmp_path / name / "results.json").write_text(json.dumps({"evaluations": evaluations}))
