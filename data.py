@@ -316,18 +316,18 @@ def _draw(name: str, split: str, rows: Iterable[Task | str], limit: int | None, 
     """At most `limit` tasks of a set: fresh ones, and of code those whose reference passes its tests."""
     if isinstance(rows, list) and limit is not None and limit < len(rows):
         rows = random.Random(f"{split} {seed}").sample(rows, len(rows))  # the next replaces a dropped one
-    kept, bar = [], tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False)  # seen if it takes long
-    for part, most in labels_first(rows, limit) if isinstance(rows, list) else [(rows, limit)]:
-        fresh = _fresh(part, seen, dropped)
-        room = sys.maxsize if most is None else max(most, len(kept) + 1)  # one at least of what lacks a label
-        while chunk := list(itertools.islice(fresh, min(32, room - len(kept)))):
-            checked = [task for task in chunk if task.domain == "code" and task.answer and task.tests]
-            passed = verify_batch(checked, [task.answer for task in checked])
-            failed = {task.id for task, reward in zip(checked, passed) if not reward}
-            dropped["reference fails its tests"] += len(failed)
-            kept += [_named(task) for task in chunk if task.id not in failed]
-            bar.update(len(chunk))
-    bar.close()
+    kept, parts = [], labels_first(rows, limit) if isinstance(rows, list) else [(rows, limit)]
+    with tqdm(desc=f"{name} {split}", unit=" tasks", delay=3, leave=False) as bar:  # seen if it takes long
+        for part, most in parts:
+            fresh = _fresh(part, seen, dropped)
+            room = sys.maxsize if most is None else max(most, len(kept) + 1)  # none would be an experiment
+            while chunk := list(itertools.islice(fresh, min(32, room - len(kept)))):
+                checked = [task for task in chunk if task.domain == "code" and task.answer and task.tests]
+                passed = verify_batch(checked, [task.answer for task in checked])
+                failed = {task.id for task, reward in zip(checked, passed) if not reward}
+                dropped["reference fails its tests"] += len(failed)
+                kept += [_named(task) for task in chunk if task.id not in failed]
+                bar.update(len(chunk))
     if not kept:
         left = f" left: {dict(+dropped)}" if +dropped else "; of a .jsonl file three in ten labels test"
         raise ValueError(f"tasks: {name} has no {split} tasks{left}")

@@ -31,8 +31,8 @@ def compare(config, train: Callable) -> None:
     unknown = ", ".join(name for name in names if name not in VARIANTS)
     check(not unknown, f"variants: {unknown}: not among {', '.join(VARIANTS)}")
     own = (config.label_ratio, config.label_pick)  # of the four modes; no row shall stand there twice
-    first = "oracle"  # which tells at once where a label is missing
-    rows = {mode: {"mode": mode} for mode in sorted(MODES, key=lambda mode: mode != first)} | {
+    begin = ("oracle", *MODES)  # Oracle first: it tells at once where a label is missing
+    rows = {mode: {"mode": mode} for mode in begin} | {
         name: changes for name, changes in VARIANTS.items() if name in names
         and (changes.get("label_ratio"), changes.get("label_pick")) != own}
     root, plan, finished = Path(config.output_dir or "runs/compare"), [], []

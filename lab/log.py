@@ -311,14 +311,14 @@ class Audit(Tally):
         are several domains, DOMAIN/accuracy and so on of each."""
         columns = (self.probabilities, self.rewards, self.agreement, self.domains)
         rows = list(zip(*(column[first:] for column in columns)))
-        found = self.of(rows)
+        found = self.measure(rows)
         kinds = sorted({domain for *_, domain in rows})
         for kind in kinds if len(kinds) > 1 else ():
-            part = self.of([row for row in rows if row[-1] == kind])
+            part = self.measure([row for row in rows if row[-1] == kind])
             found |= {f"{kind}/{name}": part[name] for name in BY_DOMAIN}
         return found
 
-    def of(self, rows: list[tuple[float, float, float, str]]) -> dict:
+    def measure(self, rows: list[tuple[float, float, float, str]]) -> dict:
         """All numbers of some groups' rollouts, as `extend` takes them."""
         score, alone = Tally(self.threshold), Tally(self.threshold)
         score.extend([(probability, reward) for probability, reward, *_ in rows])
