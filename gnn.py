@@ -6,8 +6,7 @@ rollouts a thinking and an answer) and five relations with one weight each: stru
 and thinking-answer inside a group, similarity edges between queries, between thinkings and between answers of
 different groups. Similarity edges run one way, from *senders* (groups whose rewards are known and are part of
 their input) to *receivers* (the groups being judged, no reward of theirs goes in). So labels travel along
-edges, senders never depend on who asks and can be cached, and leave-one-out training only has to hide a group
-from itself.
+edges, senders never depend on who asks, and leave-one-out training only has to hide a group from itself.
 
 In the graph embeddings decide who is near, and nothing else: what a node holds are features of the answer and
 known rewards. So a kind of question that no network was trained on is judged as soon as a few of its rollouts
@@ -88,7 +87,7 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
     candidates = (near[..., None] * size + torch.arange(size, device=near.device)).flatten(1)  # (B, n*G)
     hidden = cosines.isinf().repeat_interleave(size, dim=1)[:, None]  # (B, 1, n*G)
     for new, old in ((receivers.thinkings, memory.thinkings), (receivers.answers, memory.answers)):
-        heard = F.embedding(candidates, old.flatten(0, 1))  # (B, n*G, d), faster than indexing
+        heard = F.embedding(candidates, old.flatten(0, 1)).float()  # (B, n*G, d), faster than indexing
         columns, cosines = knn(new, heard, k, hidden)  # (B, G, k)
         senders = candidates[:, None].expand(-1, new.shape[1], -1).gather(2, columns)
         edges.append((senders, cosines))
@@ -213,25 +212,25 @@ class RewardGNN(nn.Module):
         return self.query_thinking[layer](x, edges[0]) + self.thinking_answer[layer](x, edges[1])
 
     def send(self, groups: Groups, rewards: Tensor) -> list[list[Tensor]]:
-        """What groups with known rewards (B, G) tell others: for each layer the messages W h of queries (B,
-        hidden), thinkings and answers (B, G, hidden), h the states that come into the layer. No similarity
-        edge comes in, so they depend on nobody else."""
-        x, messages = self.inputs(groups, rewards), []
+        """What groups with known rewards (B, G) tell others: for each layer the states h that come into it,
+        of queries (B, w), thinkings and answers (B, G, w). No similarity edge comes in, so they depend on
+        nobody else."""
+        x, sent = self.inputs(groups, rewards), []
         edges = structural_edges(*rewards.shape, rewards.device)
-        for layer, relations in enumerate(self.similarity):
+        for layer in range(len(self.similarity)):
             x = F.relu(self.structure(layer - 1, x, edges)) if layer else x  # what leaves the layer before
-            messages.append([relation(h) for relation, h in zip(relations, by_type(x, *rewards.shape))])
-        return messages
+            sent.append(by_type(x, *rewards.shape))
+        return sent
 
-    def receive(self, groups: Groups, messages: list[list[Tensor]],
-                edges: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits (B, G) of groups without rewards, given the senders' `messages` and the `similarity_edges`
-        to them."""
+    def receive(self, groups: Groups, sent: list[list[Tensor]], edges: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Logits (B, G) of groups without rewards, given what others `sent` and the `similarity_edges` to
+        them: W of the mean state is the mean of the messages W h."""
         shape = groups.features.shape[:2]
         x, inside = self.inputs(groups), structural_edges(*shape, groups.features.device)
-        for layer, tables in enumerate(messages):
-            heard = [receive_messages(table, senders, edge_weights(cosines)).flatten(0, -2)
-                     for table, (senders, cosines) in zip(tables, edges)]
+        edges = [(senders, edge_weights(cosines)) for senders, cosines in edges]
+        for layer, (relations, states) in enumerate(zip(self.similarity, sent)):
+            heard = [relation(receive_messages(h, *weighted)).flatten(0, -2)
+                     for relation, h, weighted in zip(relations, states, edges)]
             x = self.dropout(F.relu(self.structure(layer, x, inside) + torch.cat(heard)))
         query, thinking, answer = by_type(x, *shape)
         return self.judge(query, thinking, answer, groups.features)
@@ -260,10 +259,10 @@ class RewardMLP(nn.Module):
         self.judge = Judge(hidden, hidden + features, hidden // 2)
 
     def send(self, groups: Groups, rewards: Tensor) -> list:
-        """No messages: nobody listens."""
+        """Nothing: nobody listens."""
         return []
 
-    def receive(self, groups: Groups, messages: list, edges: list) -> Tensor:
+    def receive(self, groups: Groups, sent: list, edges: list) -> Tensor:
         """Logits (B, G), whatever the memory says."""
         queries, thinkings, answers = (self.scale * part for part in groups[:3])
         rollouts = torch.cat([thinkings, answers, groups.features], dim=-1)

@@ -30,9 +30,8 @@ class ExperienceMemory:
     """
 
     def __init__(self, config):
-        self.config, self.ids = config, []  # ids: the query each group belongs to
+        self.config, self.models, self.ids = config, [], []  # ids: the query each group belongs to
         self.groups = self.rewards = self.weights = self.scale = None
-        self.models, self.messages = [], []  # networks, and what each of them sends
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,10 +41,10 @@ class ExperienceMemory:
         """Append groups: queries (B, d), thinkings and answers (B, G, d), features (B, G, f), rewards (B, G)
         of 0 or 1.
 
-        Of one id only the newest `groups_per_query` groups stay. After `fit` the new rows join the cached
-        messages.
+        Of one id only the newest `groups_per_query` groups stay. After `fit` they act at once.
         """
         new = self._groups(queries, thinkings, answers, features)
+        new = new._replace(thinkings=new.thinkings.half(), answers=new.answers.half())  # 16 of 17 vectors
         if len(ids) != len(queries) or rewards.shape != thinkings.shape[:2]:
             raise ValueError(f"remember wants an id and G rewards a query, {tuple(thinkings.shape[:2])} in "
                              f"all, got {len(ids)} ids and rewards {tuple(rewards.shape)}")
@@ -57,23 +56,14 @@ class ExperienceMemory:
         elif new.thinkings.shape[1] != self.rewards.shape[1]:
             raise ValueError(f"this memory holds groups of {self.rewards.shape[1]} rollouts, "
                              f"got {thinkings.shape[1]}")
-        count, ids = len(self), self.ids + list(ids)
-        kept = torch.tensor(newest(ids, self.config.groups_per_query), dtype=torch.long)
-        old_rows, new_rows = kept[kept < count], kept[kept >= count] - count
-
-        def append(old: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([old[old_rows], new[new_rows]])
-
-        with torch.inference_mode():
-            sent = [model.send(self._scaled(new), rewards) for model in self.models]
-        self.messages = [[[append(*pair) for pair in zip(*layer)] for layer in zip(*each)]
-                         for each in zip(self.messages, sent)]
+        ids = self.ids + list(ids)
+        kept = newest(ids, self.config.groups_per_query)
         self.ids = [ids[row] for row in kept]
-        self.groups, self.rewards = Groups(*map(append, self.groups, new)), append(self.rewards, rewards)
+        self.rewards = torch.cat([self.rewards, rewards])[kept]
+        self.groups = Groups(*(torch.cat(pair)[kept] for pair in zip(self.groups, new)))
 
     def fit(self, seed: int, without: Collection[str] = ()) -> list[list[dict]]:
-        """Train new networks on the whole memory, calibrate them, cache what they send; returns histories of
-        `gnn.fit`.
+        """Train new networks on the whole memory and calibrate them; returns histories of `gnn.fit`.
 
         Every network stops early on another fifth of the queries, and its logits of these calibrate
         (cross-fitting; the weights are used on the networks' mean): with five networks all labels train, stop
@@ -86,7 +76,8 @@ class ExperienceMemory:
         rows = torch.tensor([row for row, id in enumerate(self.ids) if id not in without])
         std, mean = torch.std_mean(self.groups.features[rows].flatten(0, 1), dim=0, correction=0)
         self.scale = mean, std.masked_fill(std < 1e-6, math.inf)  # a feature that never varies says nothing
-        groups, rewards = self._scaled(self.groups).rows(rows), self.rewards[rows]
+        groups = self._scaled(Groups(*(part[rows].float() for part in self.groups)))
+        rewards = self.rewards[rows]
         ids = self._numbers(self.ids)[rows]
         with seeded(seed, rewards.device):
             folds = fold_ids(ids, max(5, config.gnn_networks))
@@ -101,7 +92,6 @@ class ExperienceMemory:
             for fold, model in enumerate(self.models):
                 logits = model.receive(groups, model.send(groups, rewards), edges)
                 inputs[folds == fold] = self._inputs(logits, groups)[folds == fold]
-            self.messages = [model.send(self._scaled(self.groups), self.rewards) for model in self.models]
         held_out = (folds >= 0) & (folds < len(self.models))
         self.weights = calibrate(inputs[held_out].flatten(0, 1), rewards[held_out].flatten())
         return histories
@@ -151,10 +141,10 @@ class ExperienceMemory:
                  "answers": rollouts(edges[2][0][0, g], edges[2][1][0, g])} for g in range(len(thinkings))]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write memory, networks and messages to one file; an interrupted save leaves the old file whole."""
+        """Write memory and networks to one file; an interrupted save leaves the old file whole."""
         models = [model.state_dict() for model in self.models]
         torch.save({"ids": self.ids, "groups": self.groups and list(self.groups), "rewards": self.rewards,
-                    "models": models, "weights": self.weights, "scale": self.scale, "messages": self.messages,
+                    "models": models, "weights": self.weights, "scale": self.scale,
                     "shape": self._shape()}, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
 
@@ -164,7 +154,7 @@ class ExperienceMemory:
         if state["shape"] != self._shape():
             raise ValueError(f"{path}: its gnn, gnn_networks, gnn_hidden, gnn_layers are {state['shape']}, "
                              f"the settings {self._shape()}")
-        for name in ("ids", "rewards", "messages", "weights", "scale"):
+        for name in ("ids", "rewards", "weights", "scale"):
             setattr(self, name, state[name])
         self.groups, self.models = state["groups"] and Groups(*state["groups"]), []
         for weights in state["models"]:
@@ -224,10 +214,14 @@ class ExperienceMemory:
     @torch.inference_mode()
     def _judge(self, groups: Groups, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (B, G) and the similarity edges they rest on."""
-        groups = self._scaled(groups)
+        groups, size = self._scaled(groups), self.rewards.shape[1]
         edges = similarity_edges(groups, self.groups, self.config.neighbors, hidden, self._numbers(self.ids))
-        logits = [model.receive(groups, messages, edges)
-                  for model, messages in zip(self.models, self.messages, strict=True)]
+        heard = edges[0][0].unique()  # (m,) groups; whom nobody hears need not send
+        senders = self._scaled(Groups(*(part.index_select(0, heard) for part in self.groups)))
+        among = [(torch.searchsorted(heard, rows // n) * n + rows % n, cosines)
+                 for n, (rows, cosines) in zip((1, size, size), edges)]
+        logits = [model.receive(groups, model.send(senders, self.rewards[heard]), among)
+                  for model in self.models]
         return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges
 
 

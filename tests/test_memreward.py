@@ -47,8 +47,7 @@ def fitted(count=12, groups=None, rewards=None, **overrides):
 def with_rewards(memory, rewards):
     """The same network and groups with other rewards."""
     other = copy.copy(memory)
-    groups = memory._scaled(memory.groups)
-    other.rewards, other.messages = rewards, [model.send(groups, rewards) for model in memory.models]
+    other.rewards = rewards
     return other
 
 
@@ -122,17 +121,28 @@ def test_inputs_stay_as_they_are_and_are_not_shared():
     assert torch.equal(memory.predict(*copies[:4], exclude=memory.ids), before)
 
 
-def test_remembering_later_equals_sending_everything_again():
+def test_what_is_remembered_later_is_heard_as_if_all_had_sent():
     memory, new = fitted(), random_groups(5, seed=1)
     for step in range(3):
         ids = [f"q{step}", f"new{step}", "q0"]
         memory.remember(ids, *random_groups(3, seed=step), random_rewards(3, seed=step))
-    again = [model.send(memory._scaled(memory.groups), memory.rewards) for model in memory.models]
-    for cached, table in zip(sum(sum(memory.messages, []), []), sum(sum(again, []), []), strict=True):
-        assert torch.allclose(cached, table, atol=1e-5)
-    before = memory.predict(*new)
-    memory.messages = again
-    assert torch.allclose(memory.predict(*new), before, atol=1e-6)
+    mean, std = memory.scale
+    groups, asked = (Groups(*(part.float() for part in each[:3]), (each.features - mean) / std)
+                     for each in (memory.groups, memory._groups(*new)))
+    last = {id: row for row, id in enumerate(memory.ids)}
+    edges = similarity_edges(asked, groups, 3, ids=torch.tensor([last[id] for id in memory.ids]))
+    assert edges[0][0].max() >= 12  # some of what came later is heard
+    logits = sum(model.receive(asked, model.send(groups, memory.rewards), edges) for model in memory.models)
+    logits = memory.weights[0] * logits / 2 + asked.features @ memory.weights[1:-1] + memory.weights[-1]
+    assert torch.allclose(memory.predict(*new), logits.sigmoid(), atol=1e-5)
+
+
+def test_thinkings_and_answers_are_held_in_half_precision():
+    memory = ExperienceMemory(config())
+    for _ in range(2):
+        memory.remember(["a", "b"], *random_groups(2), random_rewards(2))
+    kinds = [part.dtype for part in memory.groups]
+    assert kinds == [torch.float32, torch.float16, torch.float16, torch.float32]
 
 
 def test_the_newest_groups_of_an_id_stay():
@@ -183,8 +193,8 @@ def test_explain_says_what_predict_did():
             assert query["cosine"] == pytest.approx(
                 torch.cosine_similarity(new.queries[0], memory.groups.queries[row], dim=0).item(), abs=1e-5)
             assert query["rewards"] == memory.rewards[row].tolist()
-        for kind, vectors, known in (("thinkings", new.thinkings, memory.groups.thinkings),
-                                     ("answers", new.answers, memory.groups.answers)):
+        for kind, vectors, known in (("thinkings", new.thinkings, memory.groups.thinkings.float()),
+                                     ("answers", new.answers, memory.groups.answers.float())):
             for other in rollout[kind]:
                 row = memory.ids.index(other["id"])
                 assert other["reward"] == memory.rewards[row, other["rollout"]]
@@ -192,7 +202,6 @@ def test_explain_says_what_predict_did():
                 assert other["cosine"] == pytest.approx(cosine, abs=1e-5)
     smaller = ExperienceMemory(config())  # moved: leave q2 and the nearest out for good and ask again
     smaller.models, smaller.weights, smaller.scale = memory.models, memory.weights, memory.scale
-    smaller.messages = [[[table[:0] for table in layer] for layer in each] for each in memory.messages]
     keep = [i for i, id in enumerate(memory.ids) if id not in ("q2", trace[0]["queries"][0]["id"])]
     smaller.remember([memory.ids[i] for i in keep], *memory.groups.rows(keep), memory.rewards[keep])
     moved = torch.logit(p) - torch.logit(smaller.predict(*new)[0])
@@ -211,7 +220,7 @@ def test_explain_with_nobody_left_to_hear_from():
 def test_a_saved_memory_continues_bit_for_bit(tmp_path, fit_first):
     memory, new, path = fitted(), random_groups(5, seed=1), tmp_path / "memory.pt"
     if not fit_first:
-        memory.models, memory.messages, memory.weights, memory.scale = [], [], None, None
+        memory.models, memory.weights, memory.scale = [], None, None
     memory.save(path)
     state = torch.get_rng_state()
     loaded = ExperienceMemory(config())
@@ -347,8 +356,8 @@ def test_calibration_sees_only_logits_of_networks_that_did_not_train_on_the_quer
     features = (new.features - flat.mean(0)) / flat.std(0, correction=0)
     asked = Groups(*(torch.nn.functional.normalize(part, dim=-1) for part in new[:3]), features)
     edges = similarity_edges(asked, unit, 3, ids=torch.arange(12) % 6)
-    logits = torch.stack([network.receive(asked, sent, edges)
-                          for network, sent in zip(memory.models, memory.messages, strict=True)]).mean(0)
+    logits = torch.stack([network.receive(asked, network.send(unit, rewards), edges)
+                          for network in memory.models]).mean(0)
     expected = memory.weights[0] * logits + features @ memory.weights[1:-1] + memory.weights[-1]
     assert torch.allclose(torch.logit(memory.predict(*new)), expected, atol=1e-4)
 
@@ -405,8 +414,9 @@ def test_mixed_networks_take_turns_and_average():
     groups = memory._scaled(memory._groups(*new))
     edges = similarity_edges(groups, memory.groups, 3)
     with torch.no_grad():
-        logits = [model.receive(groups, sent, edges)
-                  for model, sent in zip(memory.models, memory.messages, strict=True)]
+        senders = memory._scaled(memory.groups)
+        logits = [model.receive(groups, model.send(senders, memory.rewards), edges)
+                  for model in memory.models]
         expected = (memory._inputs(sum(logits) / 2, groups) @ memory.weights).sigmoid()
     torch.testing.assert_close(memory.predict(*new), expected)
 
