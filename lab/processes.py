@@ -61,6 +61,15 @@ def fit_memory(run, seed: int, drift) -> list[list[dict]]:
     return histories
 
 
+def leave(run) -> None:
+    """End what the processes share, first the wrapped model: where it outlives its process group, it ends the
+    group's threads holding Python's lock, which one of them may be waiting for, and the run never ends (torch
+    2.13; findings/model_outlives_its_process_group.sh)."""
+    run.model = run.optimizer = None
+    run.accelerator.free_memory()
+    run.accelerator.end_training()
+
+
 def tell(text: str) -> None:
     """Say something in one line, above the progress bars."""
     from tqdm import tqdm

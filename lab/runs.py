@@ -21,7 +21,7 @@ from datetime import timedelta
 from logging import getLogger
 from pathlib import Path
 
-from lab.processes import gather, refresh, tell, whole_weights
+from lab.processes import gather, leave, refresh, tell, whole_weights
 from lab.settings import check, due
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -457,7 +457,7 @@ def finish(run, log, audit) -> dict:
         write_json(run.folder / "results.json", results)
         (run.folder / ".lock").unlink(missing_ok=True)
         run.lock.close()
-    run.accelerator.end_training()
+    leave(run)
     return results
 
 
