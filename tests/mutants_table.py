@@ -16,6 +16,8 @@ TABLE = {
             "(self.tests or self.answer) is not None"),
         ("        if not task.labelled:", "        if False:"),
         ("zip(code, run_programs(", "zip(reversed(code), run_programs("),
+        ("verifier(after_thought(response), label", "verifier(response, label"),
+        ("train_limit, seed, seen, dropped[name])", "train_limit, seed, dict(seen), dropped[name])"),
         ("return response[: len(response) - len(text) + start], answer", "return text[:start], answer"),
         ('seen[key] = "asked before"', "pass"),
         ('row.domain in ("math", "qa") and', 'row.domain == "math" and'),
@@ -60,6 +62,7 @@ TABLE = {
         ("nn.ReLU(), nn.Dropout(dropout)", "nn.ReLU(), nn.Dropout(0.0)"),
         ("same_rollouts(memory), ids)", "ids[:, None] == ids, ids)"),  # siblings are hidden
         ("same_rollouts(memory), ids)", "None, ids)"),  # a group hears itself
+        ("same_rollouts(memory), ids)", "torch.eye(len(ids), dtype=torch.bool), ids)"),  # it hears its copy
         ("(~held_out, held_out)", "(held_out | ~held_out, held_out)"),
         ("(~held_out, held_out)", "(~held_out, ~held_out)"),
         ("learning_rate, weight_decay=weight_decay)", "learning_rate)"),
@@ -84,7 +87,13 @@ TABLE = {
     "memreward.py": (["memreward.py", "tests/test_memreward.py", "tests/test_rewards.py",
                       "tests/test_steps.py", "tests/test_labels.py"], [
         ("map_location=device, weights_only=True", "map_location=device, weights_only=False"),
-        ("model.send(self._scaled(new), rewards)", "model.send(new, rewards)"),
+        ("self._scaled(Groups(*(part.index_select(0, heard) for part in self.groups)))",
+            "Groups(*(part.index_select(0, heard) for part in self.groups))"),
+        ("self.rewards[heard]", "self.rewards[: len(heard)]"),
+        ("edges[0][0].unique()", "edges[0][0][:, 0].unique()"),  # only the nearest of each send
+        (" * n + rows % n, cosines)", " * n, cosines)"),  # a group's first rollout speaks for all
+        ("newest(ids, self.config.groups_per_query)", "range(len(ids))"),
+        ("answers=new.answers.half())", "answers=new.answers)"),
         ("((groups.features - mean) / std).clamp(-5, 5)", "((groups.features - mean) / std)"),
         ("std < 1e-6, math.inf", "std < 1e-6, 1.0"),  # a constant feature speaks
         ("self.groups.features[rows].flatten(0, 1)", "self.groups.features.flatten(0, 1)"),
@@ -115,9 +124,11 @@ TABLE = {
         ("(probabilities > threshold).float()", "(probabilities >= threshold).float()"),
         (" * sure[:, None]", ""),
     ]),
-    "grpo.py": (["grpo.py", "tests/test_grpo.py", "tests/test_steps.py", "tests/test_processes.py"], [
+    "grpo.py": (["grpo.py", "tests/test_grpo.py", "tests/test_policy_check.py", "tests/test_steps.py",
+                 "tests/test_processes.py"], [
         ("[seed, step, crc32(key.encode()), g]", "[0, step, crc32(key.encode()), g]"),
         ("[seed, step, crc32(key.encode()), g]", "[seed, crc32(key.encode()), g]"),
+        ("token_logprobs(model, *part, length, temperature) for", "token_logprobs(model, *part, length) for"),
         ("[seed, step, crc32(key.encode()), g]", "[seed, step, crc32(key.encode())]"),
         ("crc32(key.encode()), g]", "abs(hash(key)), g]"),  # another in every process
         ("if temperature == 0:", "if False:"),
@@ -288,6 +299,7 @@ TABLE = {
     "lab/processes.py": (["tests/test_steps.py", "tests/test_labels.py", "tests/test_train.py",
                           "tests/test_processes.py"], [
         ("copy.data.copy_(weight.data)", "pass"),
+        ("run.model = run.optimizer = None", "pass"),  # the model outlives its process group
         ("    if run.sampler is not None:\n", "    if False:\n"),
         ("for column in columns for row in column", "for column in list(columns)[::-1] for row in column"),
         ("for column in columns for row in column if row",

@@ -525,13 +525,19 @@ def test_training_questions_that_stand_in_any_test_set_are_dropped(hub):
     hub(
         "obqa",
         {
-            "train": [{**choice("s", "x", "y"), "question_stem": stem} for stem in ("One?", "Two?", "goal")],
+            "train": [
+                {**choice("s", "x", "y"), "question_stem": stem}
+                for stem in ("One?", "Two?", "goal", "train 4?")
+            ],
             "test": [{**choice("s", "x", "y"), "question_stem": "two"}],
         },
     )
     hub("piqa", {"validation": [{"goal": "Goal", "sol1": "y", "sol2": "x", "label": 0}]})
     train, test, dropped = load_splits("arc_c,obqa", "piqa")
-    assert dropped == {"arc_c": {"in a test set": 1, "asked before": 2}, "obqa": {"in a test set": 2}}
+    assert dropped == {
+        "arc_c": {"in a test set": 1, "asked before": 2},
+        "obqa": {"in a test set": 2, "asked before": 1},
+    }
     assert Counter(task.dataset for task in train) == {"arc_c": 31, "obqa": 1}
     assert Counter(task.dataset for task in test) == {"arc_c": 2, "obqa": 1, "piqa": 1}
     assert "What is water?" in {task.question for task in train}  # with other choices it is another question

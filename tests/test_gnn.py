@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import gnn
 from gnn import (
     GCNLayer,
     Groups,
@@ -363,6 +364,18 @@ def test_copies_of_a_group_are_the_same_rollouts_under_any_id():
     assert same_rollouts(rounded).nonzero().tolist() == pairs
     groups.features[2, 0, 0] += 0.01
     assert [0, 2] not in same_rollouts(groups).nonzero().tolist()
+
+
+def test_no_group_hears_its_copy_in_training(monkeypatch):
+    memory, edges = random_groups(8), []
+    for part in memory:
+        part[4:] = part[:4]  # groups i and i + 4 are copies, of different queries
+    monkeypatch.setattr(
+        gnn, "similarity_edges", lambda *args: edges.append(similarity_edges(*args)) or edges[0])
+    fit(small_model(), memory, random_rewards(8), torch.arange(8), neighbors=3, epochs=1)
+    for m, (senders, cosines) in enumerate(zip(*edges[0][0])):
+        heard = senders[cosines.isfinite()] % 4
+        assert len(heard) == 3 and m % 4 not in heard
 
 
 @pytest.mark.parametrize("ids", [list(range(8)), [0, 1, 2, 3, 0, 1, 2, 3]])

@@ -102,6 +102,8 @@ def test_sampled_logprobs_equal_recomputed_ones(temperature):
     rollouts = draw(model, temperature=temperature)
     again = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12, temperature)
     torch.testing.assert_close(again, rollouts.logprobs, atol=1e-5, rtol=0)
+    some = grpo.token_logprobs(model, rollouts.ids, rollouts.attention_mask, 12, temperature, batch_size=3)
+    torch.testing.assert_close(some, again, atol=1e-5, rtol=0)
     assert again[rollouts.mask == 0].eq(0).all() and again[rollouts.mask == 1].lt(0).all()
 
 

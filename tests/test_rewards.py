@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import data
 from data import Task, answer_key, verify_batch
 from gnn import Groups
 from memreward import (
@@ -25,6 +26,12 @@ TASKS = [Task("a", "d", "math", "Ann has 3 bags of 12 nuts. How many nuts?", ans
 TEXTS = ["3 * 12 = 36\n#### 36", "3 + 12 = 15\n#### 15", "5 * 7 = 35\n#### 35", "5 + 7 = 12\n#### 12",
          "Fire\n#### B", "Ice\n#### A"]
 ROLLOUTS = SimpleNamespace(texts=TEXTS)
+
+
+def test_a_verifier_of_ones_own_reads_what_stands_behind_the_thought(monkeypatch):
+    monkeypatch.setitem(data.VERIFIERS, "shout", lambda response, answer: float(answer in response))
+    task = Task("a", "d", "shout", "Shout plum.", answer="PLUM")
+    assert verify_batch([task] * 2, ["<think>PLUM?</think> PEAR", "<think>pear?</think> PLUM"]) == [0.0, 1.0]
 
 
 def test_hash_encoder_sees_the_same_reasoning_about_other_numbers():
