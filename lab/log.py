@@ -334,8 +334,8 @@ def inside_groups(probabilities: list[float], rewards: list[float], size: int, t
     counts one half); told_apart, how often it alone is above the threshold; mistaken, how often the wrong one
     is. None where no group has both.
 
-    >>> inside_groups([0.9, 0.8, 0.1, 0.3, 0.4, 0.2], [1, 0, 0, 1, 0, 0], size=3, threshold=0.5)
-    {'group_auc': 0.75, 'told_apart': 0.25, 'mistaken': 0.0}
+    >>> inside_groups([0.9, 0.8, 0.1, 0.3, 0.3, 0.2], [1, 0, 0, 1, 0, 0], size=3, threshold=0.5)
+    {'group_auc': 0.875, 'told_apart': 0.25, 'mistaken': 0.0}
     """
     import torch
 

@@ -174,7 +174,11 @@ TABLE = {
         ("    optimizer.zero_grad()\n", ""),
         ("accelerator.reduce(torch.stack(list(sums.values())))", "torch.stack(list(sums.values()))"),
     ]),
-    "train.py": (["tests/test_steps.py", "tests/test_labels.py", "tests/test_train.py"], [
+    "train.py": (["tests/test_steps.py", "tests/test_labels.py", "tests/test_train.py",
+                  "tests/test_survival.py"], [
+        ('config.mode == "r1p":', 'config.mode == "r1p" and not config.resume:'),
+        ("    if done is None:\n", "    if not done:\n"),  # resumed at step 0: a second warm-up
+        ("    if not done:\n        run.optimizer", "    run.optimizer"),  # Adam is forgotten at resume
         ('if self.mode == "oracle":\n            self.label_ratio = 1.0', "if False:\n            pass"),
         ("config.label_ratio, config.seed, order,", "config.label_ratio, 0, order,"),
         ("order, run.partly)", "order)"),
@@ -216,6 +220,10 @@ TABLE = {
     ]),
     "lab/runs.py": (["lab/runs.py", "tests/test_steps.py", "tests/test_train.py", "tests/test_survival.py"], [
         ("lr=config.learning_rate, weight_decay=0.0)", "lr=config.learning_rate)"),
+        ('for name in ("checkpoints", "results.json"))', 'for name in ("results.json",))'),
+        ('"warm_up": drift.warm_up,', '"warm_up": len(drift.rewards),'),
+        ("zlib.crc32(block, total)", "zlib.crc32(block)"),
+        ('time.perf_counter() - state["seconds"]', "time.perf_counter()"),
         ("reference=frozen(), sampler", "reference=policy, sampler"),
         ("settings = without_noise(AutoConfig.from_pretrained(name))",  # dropout is left on
             "settings = AutoConfig.from_pretrained(name)"),
@@ -248,7 +256,9 @@ TABLE = {
     ]),
     "lab/log.py": (["lab/log.py", "tests/test_steps.py", "tests/test_train.py"], [
         ("& ~right[:, None]", "& right[:, None]"),
+        ("(self.evaluations[0], self.evaluations[-1])", "self.evaluations[-2:]"),
         ("(order < 0).float()", "(order <= 0).float()"),
+        ("(higher + 1) / 2", "(higher > 0).float()"),
         ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),
         ("self.verdicts.result(), agreement,",  # the truth is the prediction
             "(probabilities.flatten() > 0.5).float().tolist(), agreement,"),

@@ -640,7 +640,8 @@ def test_a_remembered_row_is_sent_without_its_batch():
 def test_a_rise_of_predictions_needs_some_at_both_ends(tmp_path, capsys):
     run = SimpleNamespace(folder=tmp_path, config=train.Config(),
                           accelerator=SimpleNamespace(is_main_process=True))
-    log = SimpleNamespace(run=run, evaluations=[{"greedy": {"all": 0.6}}, {"greedy": {"all": 0.5}}])
+    looks = [{"greedy": {"all": accuracy}} for accuracy in (0.6, 0.52, 0.5)]  # it counts from the first
+    log = SimpleNamespace(run=run, evaluations=looks)
     for first, told in ((None, False), (0.2, True)):
         rows = [{"step": i, "loss": 1.0, "groups_without_signal": 0.5, "truncated": 0.0,
                  "reward/predicted": first if i == 1 else 0.5} for i in (1, 2, 3)]

@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,12 +84,13 @@ def run_and_die(config, *moment):
 slow = pytest.mark.slow
 MOMENTS = [
     ("memreward", "lab.runs", "write_json", 3),  # before there is a checkpoint
-    ("memreward", "grpo", "policy_update", 4),  # between two
-    ("memreward", "torch", "save", 5),  # in one
-    ("r1p", "lab.runs", "save_policy", 4),  # at the end
+    ("r1p", "grpo", "policy_update", 1),  # behind the first
+    ("memreward", "torch", "save", 5),  # in the last
+    ("memreward", "lab.runs", "save_policy", 4),  # at the end
     *(
         pytest.param(*moment, marks=slow)
         for moment in (
+            ("memreward", "grpo", "policy_update", 4),  # between two
             ("r1p", "grpo", "policy_update", 4),
             ("memreward", "lab.runs", "checksums", 2),
             ("memreward", "shutil", "rmtree", 4),
@@ -166,16 +169,37 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(quick, straight, capsys, mon
     assert outcome(config.output_dir) == outcome(straight(quick, "memreward"))
 
 
+def test_the_drift_of_the_warm_up_stays_the_one_to_compare_with(quick):
+    config = quick(label_ratio=0.6, drift_fraction=0.5, batch_size=8, checkpoint_every=1)
+    train.train(config)
+    states = [torch.load(path / "progress.pt") for path in runs.checkpoints_of(Path(config.output_dir))]
+    counts = [(state["warm_up"], len(state["drift"])) for state in states]
+    assert 0 < counts[0][0] == counts[1][0] < counts[0][1] < counts[1][1]
+
+
+def test_damage_anywhere_in_a_large_file_is_seen(tmp_path):
+    size = 2**24  # bytes that are read at a time
+    for place in (None, 0, size - 1, size):
+        content = bytearray(size + 1)
+        if place is not None:
+            content[place] = 1
+        (tmp_path / f"{place}").write_bytes(content)
+    assert len(set(runs.checksums(tmp_path).values())) == 4
+
+
 @pytest.mark.parametrize("steps", [2, 3])
-def test_a_run_goes_on_beyond_its_end(quick, straight, steps):
+def test_a_run_goes_on_beyond_its_end(quick, straight, steps, monkeypatch):
     """--resume RUN --steps MORE: what it leaves is what one longer run leaves, also where the shorter one was
     evaluated and saved at a step at which the longer one is not."""
     config = quick(mode="memreward", **{**SETTINGS, "steps": steps})
-    train.train(config)
+    with monkeypatch.context() as patch:  # as if it had taken 1000 s longer
+        patch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + 1000))
+        train.train(config)
     arguments = ["--resume", config.output_dir, "--steps", "4"]
     train.train(settings.parse(arguments, train.Config, {"train": ""})[1])
     longer = straight(quick, "memreward")
     assert outcome(config.output_dir) == outcome(longer)
+    assert json.loads((Path(config.output_dir) / "results.json").read_text())["seconds"] > 1000
     saved = [json.loads((Path(folder) / "config.json").read_text()) for folder in (config.output_dir, longer)]
     assert [one | {"output_dir": None} for one in saved[:1]] == [
         one | {"output_dir": None} for one in saved[1:]

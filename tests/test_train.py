@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -433,9 +434,13 @@ def test_profile(quick, capsys):
 
 
 def test_a_finished_run_is_not_overwritten(quick):
+    folder = Path(quick().output_dir)
     train.train(quick())
-    with pytest.raises(ValueError, match="output_dir: .* holds a run already"):
-        train.train(quick())
+    for name in ("policy", "results.json"):  # without the last it has not ended
+        with pytest.raises(ValueError, match="output_dir: .* holds a run already"):
+            train.train(quick())
+        (shutil.rmtree if (folder / name).is_dir() else os.remove)(folder / name)
+    assert (folder / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("change", [{"mode": "memrewards"}, {"reward": "Soft"}, {"gnn": "GNN"},
