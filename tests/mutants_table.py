@@ -259,6 +259,8 @@ TABLE = {
         ("(self.evaluations[0], self.evaluations[-1])", "self.evaluations[-2:]"),
         ("(order < 0).float()", "(order <= 0).float()"),
         ("(higher + 1) / 2", "(higher > 0).float()"),
+        ("for query in ids for _ in range(rewards.shape[1])]",
+            "for _ in range(rewards.shape[1]) for query in ids]"),
         ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),
         ("self.verdicts.result(), agreement,",  # the truth is the prediction
             "(probabilities.flatten() > 0.5).float().tolist(), agreement,"),

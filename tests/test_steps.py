@@ -301,6 +301,17 @@ def test_drift_hides_the_query_itself(record, step):
     assert record.rows[step]["drift/accuracy"] == pytest.approx(right)
 
 
+def test_drift_notes_the_query_of_every_rollout(monkeypatch):
+    monkeypatch.setattr(memreward, "predict_rewards", lambda memory, groups, keys, exclude: groups.features)
+    tasks = [data.Task(name, "d", "math", "?", answer="1") for name in "abc"]
+    numbers = torch.arange(12.0).view(3, 4)
+    groups = Groups(*(numbers for _ in range(4)))  # what is predicted stands in the last
+    experience = train.Experience(tasks, None, [["1"] * 4] * 3, groups)
+    drift = SimpleNamespace(ids={"a", "c"})
+    rows = train.Drift.check(drift, SimpleNamespace(memory=None), experience, 10 * numbers)
+    assert rows == [(n, 10 * n, "a" if n < 4 else "c") for n in (0.0, 1.0, 2.0, 3.0, 8.0, 9.0, 10.0, 11.0)]
+
+
 def test_a_look_counts_the_drift_since_the_last_one(record):
     """The first one that of the warm-up: three queries with two groups each."""
     drift = record.calls["warm-up", "fit"][0][0][1]
