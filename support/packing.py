@@ -209,8 +209,9 @@ def same_rows(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """For each row (N,) which of the n different ones it is, and a row of each kind (n,). A policy repeats
     itself, the more so the surer it is.
 
-    >>> same_rows(torch.tensor([[5, 7], [5, 6], [5, 8]]), mask=torch.tensor([[1, 0], [1, 1], [1, 0]]))
-    (tensor([0, 1, 0]), tensor([2, 1]))
+    >>> ids = torch.tensor([[5, 7], [5, 6], [5, 8], [5, 0]])
+    >>> same_rows(ids, mask=torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]]))
+    (tensor([0, 2, 0, 1]), tensor([2, 3, 1]))
     """
     same = ids.where(mask.bool(), -1).unique(dim=0, return_inverse=True)[1]
     row = torch.arange(len(ids), device=ids.device)

@@ -292,6 +292,7 @@ TABLE = {
         ('next(row["epoch"] for row in history if row["best"])', 'history[-1]["epoch"]'),
     ]),
     "lab/evaluate.py": (["lab/evaluate.py", "tests/test_steps.py", "tests/test_train.py"], [
+        ("config.sample_batch_size, run.stop).texts", "config.sample_batch_size).texts"),
         ('("greedy", 1, 0.0)', '("greedy", 1, 1.0)'),
         ('config.eval_samples, 1.0)', 'config.eval_samples, config.temperature)'),
         ("[sum(values[i : i + size]) / size for", "[max(values[i : i + size]) for"),  # pass@k
@@ -332,6 +333,8 @@ TABLE = {
         ('"reward": rewards[b, g].item()', '"reward": truth[g]'),
     ]),
     "lab/label_pick.py": (["tests/test_labels.py"], [
+        ('"train", None, config.seed)', '"train", config.train_tasks, config.seed)'),
+        ("(cosines > nearest + 1e-6)", "(cosines > nearest.maximum(cosines) + 1e-6)"),
         ('".*(?<!_train)', '".*'),
         ("[tasks[row].id for row in order]", "[task.id for task in tasks[: len(order)]]"),
         ("facility_location(embed_queries(run, tasks), budget)",
@@ -346,6 +349,8 @@ TABLE = {
     ]),
     "support/packing.py": (["support/packing.py", "tests/test_packing.py", "tests/test_grpo.py",
                             "tests/test_policy_check.py"], [
+        ("ids.where(mask.bool(), -1).unique(dim=0, return_inverse=True)[1]\n    row",
+            "ids.where(mask.bool(), 0).unique(dim=0, return_inverse=True)[1]\n    row"),
         ("place[:, -length - 1 : -1][response]", "place[:, -length:][response]"),
         ("logits = logits / temperature", "logits = logits * temperature"),
         ("-(all_logprobs.exp() * all_logprobs).sum(-1)", "-all_logprobs.mean(-1)"),

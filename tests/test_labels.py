@@ -43,10 +43,20 @@ def test_pick_orders_what_has_no_label(tmp_path, capsys):
     order = [line["id"].rpartition("/")[2] for line in lines]
     assert sorted(order) == ["q1", "q2", "q3", "q4", "q5"]  # q0 has its label and counts as picked
     assert order[0] in ("q3", "q4")  # two questions like nothing that is labelled
+    assert lines[0]["covers"] >= 2 / 6 - 1e-3  # both at least
     adds, coverage = ([line[name] for line in lines] for name in ("adds", "coverage"))
     assert adds == sorted(adds, reverse=True) and coverage == sorted(coverage)
     assert coverage[-1] == pytest.approx(1.0, abs=1e-3)
     assert "6 training tasks, 1 labelled" in capsys.readouterr().out
+
+
+def test_pick_takes_every_task_however_few_a_run_trains_on(tmp_path):
+    count = train.Config.train_tasks + 5
+    rows = [{"id": str(i), "domain": "math", "question": f"{i} + 1?", "answer": None} for i in range(count)]
+    (tmp_path / "mine_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = str(tmp_path / "mine_train.jsonl")
+    train.main(["pick", "--tasks", tasks, "--output_dir", str(tmp_path / "picks")])
+    assert len((tmp_path / "picks" / "picks.jsonl").read_text().splitlines()) == count
 
 
 def test_pick_says_which_labels_will_test(tmp_path, capsys):

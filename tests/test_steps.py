@@ -30,7 +30,8 @@ SETTINGS = dict(
     train_tasks=TASKS, label_ratio=0.4, drift_fraction=0.25, test_tasks=TEST, ood="world_ood", eval_samples=2,
     eval_every=3, learning_rate=1e-3, lr_warmup=3, threshold=0.55, reward="soft", abstain=0.2,
     advantage_norm="none", mask_truncated=True, memory="refit", refit_every=2,
-    features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5, sample_batch_size=8)
+    features="agreement,mean_logprob", gnn_networks=2, gnn_epochs=5, sample_batch_size=8,
+    stop="never said")
 
 
 TOKENIZER = runs.load_policy(train.Config(), torch.float32)[1]
@@ -76,9 +77,9 @@ def record(tmp_path_factory):
 
         patch.setattr(place, name, call)
 
-    note(grpo, "sample", lambda model, tokenizer, prompts, size, length, temperature, noise, *rest:
+    note(grpo, "sample", lambda model, tokenizer, prompts, size, length, temperature, noise, batch, stop:
          SimpleNamespace(weights=fingerprint(model), prompts=prompts, size=size, temperature=temperature,
-                         noise=noise))
+                         noise=noise, batch=batch, stop=stop))
     note(grpo, "policy_update", lambda model, optimizer, accelerator, rollouts, advantages, ref, **more:
          SimpleNamespace(rollouts=rollouts, advantages=advantages, ref=ref, settings=more,
                          weights=fingerprint(model), group=dict(optimizer.param_groups[0])))
@@ -149,7 +150,7 @@ def test_the_newest_policy_samples_with_noise_of_its_own(record, step):
     found = step_of(record, step)
     names = [f"{task.id} 0" for task in found.tasks]
     assert torch.equal(found.asked.noise, grpo.uniform_noise(SEED, step, names, G, LENGTH))
-    assert (found.asked.size, found.asked.temperature) == (G, 0.8)
+    assert (found.asked.size, found.asked.temperature, found.asked.stop) == (G, 0.8, [record.config.stop])
     assert found.asked.weights == found.update.weights  # those that are trained next
     before = [record.calls[other, "policy_update"][0][0].weights for other in range(1, step)]
     assert found.asked.weights not in before
@@ -327,6 +328,7 @@ def test_evaluation_is_greedy_and_the_mean_of_samples_with_one_noise_for_all_see
     task_of = rendered(test + ood)
     assert len(calls) == 3 * 2 * 2  # at 0, 3 and 4; greedy and sampled; 12 tasks in batches of 8
     assert [(asked.size, asked.temperature) for asked, _ in calls] == [(1, 0.0), (2, 1.0)] * 6
+    assert all((asked.batch, asked.stop) == (8, [record.config.stop]) for asked, _ in calls)
     weights = [asked.weights for asked, _ in calls]
     assert weights[0] == step_of(record, 1).asked.weights and weights[4] == step_of(record, 4).asked.weights
     assert weights[8] not in (weights[0], weights[4])
