@@ -66,7 +66,6 @@ def leave(run) -> None:
     group's threads holding Python's lock, which one of them may be waiting for, and the run never ends (torch
     2.13; findings/model_outlives_its_process_group.sh)."""
     run.model = run.optimizer = None
-    run.accelerator.free_memory()
     run.accelerator.end_training()
 
 
