@@ -43,8 +43,8 @@ def knn(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) 
     """The min(k, M) rows of `memory` (..., M, d) closest in angle to each row of `queries` (..., N, d), best
     first.
 
-    Returns indices and cosines, both (..., N, min(k, M)). Cosines that are the same number of millionths (of
-    2^-20) are a tie, which goes to the lower index. `exclude` (..., N, M) marks pairs that must not meet:
+    Returns indices and cosines, both (..., N, min(k, M)). Cosines that round to the same number of millionths
+    (of 2^-20) are a tie, which goes to the lower index. `exclude` (..., N, M) marks pairs that must not meet:
     where they leave fewer than k rows, the surplus columns hold the cosine -inf. A row of zeros has the
     cosine 0 to everything.
 

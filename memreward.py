@@ -370,10 +370,10 @@ def acquire_rewards(tasks: Sequence[Task], responses: Sequence[str], memory: Exp
     "abstained".
 
     A labelled task is verified. An unlabelled one gets 1 where sigma > threshold and else 0 (paper, section
-    on online RL), sigma from the memory or, where `memory` is None, from the majority's vote; sigma itself if
-    `soft`. A group without a label whose mean of |2 sigma - 1| is below `abstain` gets 0 for each rollout, so
-    no advantage. Responses, and `groups` and `keys` by task, are in the order of the tasks. lap("verify") and
-    lap("predict") end the two stages, also where there was nothing to do.
+    on online RL), sigma from `predict_rewards`: the memory's or, where `memory` is None, the majority's vote;
+    sigma itself if `soft`. A group without a label whose mean of |2 sigma - 1| is below `abstain` gets 0 for
+    each rollout, so no advantage. Responses, and `groups` and `keys` by task, are in the order of the tasks.
+    lap("verify") and lap("predict") end the two stages, also where there was nothing to do.
     """
     size = len(responses) // len(tasks)
     guess = "majority" if memory is None else "memory"
