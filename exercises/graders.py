@@ -78,20 +78,31 @@ def majority_key(module, seed: int) -> None:
     f = module.majority_key
     expect(f(["7", "8", "7", "9", "5"]), "7", "7 8 7 9 5",
         {"the most common answer wins, also with less than half of the votes": None,
-        "it gives the votes, and the answer is wanted": 2})
-    expect(f(["7", None, None, None, "8", "7"]), "7", "two 7, three answers that do not parse",
-        {"None won: what does not parse never votes": None})
-    errors = ValueError, IndexError, TypeError
-    need(not raises(errors, lambda: f([None, None])) and f([None, None]) is None,
-        "a group in which nothing parses: the majority is None, no error (max has a default)")
+        "it gives the votes, and the answer is wanted": 2,
+        "it gives the answer with its votes, and the answer alone is wanted": ("7", 2)})
+    keys = ["7", None, None, "7", "8", "8", None, None, "7"]
+    expect(f(given := list(keys)), "7", "three 7, two 8, four answers that do not parse",
+        {"None won: what does not parse never votes": None,
+        "the longest run of equal answers won: all votes count, wherever they stand": "8"})
+    need(given == keys, "it changed the list that it was given: work on one of your own")
+    errors, nothing = (ValueError, IndexError, TypeError), "a group in which nothing parses"
+    need(not raises(errors, lambda: f([None, None])),
+        f"{nothing}: the majority is None, no error (max has a default)")
+    expect(f([None, None]), None, nothing)
+    need(not raises(ValueError, lambda: f([" B"])), "' B': an answer is any text, not always a number")
+    expect(f([None, " B"]), " B", "None and ' B'", {"one vote is enough where none has more": None})
+    expect(f(["", "", "d"]), "", "'' '' d", {"'' is an answer, too: only None does not parse": "d"})
     first = "a tie goes to the one that was seen first"
-    expect(f("2 5 9 3 1 7 3 9 1 5 7".split()), "5", "2 5 9 3 1 7 3 9 1 5 7 is a tie of 5 9 3 1 7",
-        {f"it went to the smaller answer, {first}": "1", f"it went to the larger answer, {first}": "9",
-        f"it went to the last one, {first}": "7", f"the one that had its votes first won, {first}": "3",
-        "the first answer won, whatever the votes": "2"})
+    ties = [[chr(ord(key) + more) for key in "25931739157"] for more in (0, 16, 48)]
+    won = "".join(str(f(keys)) for keys in ties)
+    expect(won, "5Ee", "2 5 9 3 1 7 3 9 1 5 7, a tie of 5 9 3 1 7, and the same in letters",
+        {f"it went to the smaller answer, {first}": "1Aa", f"it went to the larger answer, {first}": "9Ii",
+        f"it went to the last one, {first}": "7Gg", f"the one that had its votes first won, {first}": "3Cc",
+        "the first answer won, whatever the votes": "2Bb", f"nobody won, {first}": "NoneNoneNone",
+        f"it went to one here, to another there (a set has no order), {first}": won})
     draw = random.Random(seed)
     for _ in range(50):
-        keys = [draw.choice("abcd") for _ in range(draw.randrange(1, 12))]
+        keys = [draw.choice(["10", "9", " B", "None"]) for _ in range(draw.randrange(1, 12))]
         won = f(list(keys))
         need(won in keys, f"{keys}: {won!r} is no answer of the group")
         better = [key for key in keys if (keys.count(key), -keys.index(key)) > (keys.count(won),
@@ -106,7 +117,7 @@ def hide_labels(module, seed: int) -> None:
     f, Task = module.hide_labels, module.Task
     tasks = [Task(f"t{i}", "demo", "code" if i % 4 == 3 else "qa", "?", ("one", "two"), str(i),
         ("assert f() == 1",) if i % 4 == 3 else None) for i in range(20)]
-    before = list(tasks)
+    before = repr(tasks)
 
     def kept(found):
         return [task.id for task in found if task.labelled]
@@ -114,8 +125,10 @@ def hide_labels(module, seed: int) -> None:
     found = f(tasks, 0.2, seed)
     need(len(found) == 20,
         f"20 tasks, ratio 0.2: it gives {len(found)}, and all stay, with a label or without")
+    need(repr(tasks) == before, "it changed the tasks that it was given: replace makes a new one")
     need([task.id for task in found] == [task.id for task in tasks], "the order of the tasks must stay")
-    need(tasks == before, "it changed the tasks that it was given")
+    need(all(task.answer != "" and task.tests != () for task in found),
+        "a hidden label is None: '' and () are still labels")
     left = [task for s in range(6) for task in f(tasks, 0.2, s) if not task.labelled
         and (task.answer, task.tests) != (None, None)]
     need(not left, "a hidden label must be gone: of some code task the answer (a solution) is still there")
@@ -129,6 +142,9 @@ def hide_labels(module, seed: int) -> None:
         "tasks that still have an answer, ratio 0.2 of 20")
     expect(len(kept(found)), 4, "20 labels, ratio 0.2")
     expect(len(kept(f(tasks[:7], 0.4, seed))), 3, "7 labels, ratio 0.4 is 2.8", {"cut off, not rounded": 2})
+    expect(len(kept(f(tasks[:7], 0.6, seed))), 4, "7 labels, ratio 0.6 is 4.2", {"up, not rounded": 5})
+    expect(len(kept(f(tasks[:10], 0.25, seed))), 2, "10 labels, ratio 0.25 is 2.5",
+        {"a half went up, and round(2.5) is 2": 3})
     expect(len(kept(f(tasks, 0.01, seed))), 1, "20 labels, ratio 0.01", {"at least one label is kept": 0})
     half = [Task(f"u{i}", "demo", "math", "?") for i in range(20)] + tasks
     need(len(f(half, 0.2, seed)) == 40, "20 labels and 20 tasks without: the tasks without a label stay, too")
@@ -141,69 +157,121 @@ def hide_labels(module, seed: int) -> None:
     f(tasks, 0.2, seed)
     need(random.getstate() == state,
         "it seeds the random numbers of the whole program: random.Random(seed) is a generator of its own")
-    picked, case = (["u3", "t9", "t2", "t9", "t5", "t7", "t1"],
-        "picked u3 t9 t2 t9 t5 t7 t1, u3 has no label, 4 to keep")
-    counted = "a picked task without a label, or one picked twice, counted"
-    need(not raises(ValueError, lambda: f(half, 0.2, seed, picked)), f"{case}: {counted}")
+    need(not raises(ValueError, lambda: f(tasks, 0.2, seed, ["t9", "t2", "t5", "t7", "t1"])),
+        "five picked and four to keep: the first four keep their label, more are no error")
+    picked, case = ("t9 t9 u3 u5 t2 t5 t7 t1 t8".split(),
+        "picked t9 t9 u3 u5 t2 t5 t7 t1 t8, u3 and u5 have no label, 4 to keep")
+    counted, given = "a picked task without a label, or one picked twice, counted", list(picked)
+    need(not raises(ValueError, lambda: f(half, 0.2, seed, given)), f"{case}: {counted}")
+    need(given == picked, "it changed the list `picked`")
+    draws = {tuple(kept(f(half, 0.2, s, picked))) for s in range(8)}
+    need(len(draws) == 1, f"{case}: drawn, and not the first of what is picked")
     expect(kept(f(half, 0.2, seed, picked)), ["t2", "t5", "t7", "t9"], case,
-        {counted: ["t2", "t9"], "one that is picked twice counted": ["t2", "t5", "t9"],
-        "drawn, and not the first of what is picked": kept(f(half, 0.2, seed))})
-    need(raises(ValueError, lambda: f(tasks, 0.2, seed, ["t1"])),
-        "one task picked and four to keep: ValueError")
-    need(raises(ValueError, lambda: f(tasks, 0.0, seed)) and raises(ValueError, lambda: f(tasks, 1.5, seed)),
-        "ratios 0 and 1.5 are outside (0, 1]: ValueError")
+        {counted: ["t9"], "one that is picked twice counted": ["t2", "t5", "t9"],
+        "tasks without a label counted": ["t2", "t9"],
+        "the first of all tasks, and those that are picked first are wanted": ["t1", "t2", "t5", "t7"],
+        "all that are picked kept their label": ["t1", "t2", "t5", "t7", "t8", "t9"]})
+    for few, said in ((["t1"], "one task picked"), (["t9", "t2", "t5"], "three tasks picked"),
+                      ([], "nothing picked ([] is not None)"),
+                      (["u3", "t9", "t2", "t9", "t5"], "u3 t9 t2 t9 t5 picked, u3 has no label,")):
+        need(raises(ValueError, lambda few=few: f(half, 0.2, seed, few)),
+            f"{said} and four to keep: ValueError")
+    code = [Task(f"v{i}", "demo", "code", "?", answer="a solution") for i in range(5)]
+    code += [Task(f"w{i}", "demo", "code", "?", tests=("assert f() == 1",)) for i in range(5)]
+    expect(kept(f(code, 0.4, seed, "w0 w1 w2 w3 v0 v1".split())), ["w0", "w1"],
+        "5 code tasks with tests alone and 5 with an answer alone, ratio 0.4, picked w0 w1 w2 w3 v0 v1",
+        {"tests are the label of a code task, also without an answer": [],
+        "a code task without tests has no label (task.labelled)": ["w0", "w1", "w2", "w3"]})
+    need(not raises(ValueError, lambda: f(tasks, 1.0, seed)), "ratio 1 is inside (0, 1]: all labels stay")
+    need(raises(ValueError, lambda: f(half[:20], 0.2, seed)), "no task has a label: ValueError")
+    for ratio in (0.0, 1.5, -0.5):
+        need(not raises(AssertionError, lambda x=ratio: raises(ValueError, lambda: f(tasks, x, seed))),
+            f"ratio {ratio}: an assertion fails, and a ValueError is wanted")
+        need(raises(ValueError, lambda x=ratio: f(tasks, x, seed)),
+            f"ratio {ratio} is outside (0, 1]: ValueError")
 
 
 # ----------------------------------------------------------------------------------------------------- 3 knn
 
 
 def knn(module, seed: int) -> None:
-    f = module.knn
-    memory = tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]])
+    f, rows = module.knn, [[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]]
+    memory = tensor(rows)
+    errors, none = (TypeError, AttributeError), torch.zeros(1, 3, dtype=torch.bool)
+    need(not raises(errors, lambda: f(tensor([[2.0, 0.0]]), memory, 2))
+        or raises(errors, lambda: f(tensor([[2.0, 0.0]]), memory, 2, none)),
+        "without `exclude` it is None, and your function needs a mask: then nothing is hidden")
     near, cosines = f(tensor([[2.0, 0.0]]), memory, 2)
     need(not near.is_floating_point(), "it gives cosines and indices: the indices come first")
-    expect(cosines, tensor([[1.0, 0.6]]), "query (2, 0), memory (0, 1) (2, 0) (3, 4)",
+    need(near.dtype == torch.long, f"the indices are {near.dtype}: gather takes torch.long only")
+    right = tensor([[1.0, 0.6]])
+    expect(cosines, right, "query (2, 0), memory (0, 1) (2, 0) (3, 4)",
         {"your result equals the plain dot product: did you divide by the lengths?": tensor([[6.0, 4.0]]),
         "you divided by the memory's lengths alone, the query has one too": tensor([[2.0, 1.2]]),
         "you divided by the query's length alone, the memory's rows have one too": tensor([[3.0, 2.0]]),
+        "you divided by the lengths of columns (dim), a row's own is wanted": tensor([[3.0, 2.0]]) / 13**0.5,
         "the most distant come first: best first is wanted": tensor([[0.0, 0.6]]),
         "the right ones, worst first: best first is wanted": tensor([[0.6, 1.0]]),
-        "the nearest in space: the closest in angle are wanted, whatever the lengths": tensor([[1.0, 0.0]])})
+        "the nearest in space: the closest in angle are wanted, whatever the lengths": tensor([[1.0, 0.0]]),
+        "millionths are for the order alone, the cosines themselves are wanted": (right * 2**20).round(),
+        "the angle, and its cosine is wanted": right.acos(),
+        "the distance times -1, and the cosine is wanted": tensor([[0.0, -(5**0.5)]])})
     expect(near, tensor([[1, 2]]), "rows of the memory near (2, 0)")
-    hide = tensor([[False, True, False]])
-    near, cosines = f(tensor([[1.0, 0.0]]), memory, 3, hide)
-    expect(cosines, tensor([[0.6, 0.0, -math.inf]]), "row 1 excluded",
-        {"the excluded pair still meets": tensor([[1.0, 0.6, 0.0]]),
-        "what is excluded got the cosine 0, and -inf is wanted: 0 may be better than others":
-        tensor([[0.6, 0.0, 0.0]]), "you kept what `exclude` marks, and hid the rest":
-        tensor([[1.0, -math.inf, -math.inf]])})
     need(not raises(RuntimeError, lambda: f(tensor([[1.0, 0.0]]), memory, 9)),
         "k = 9 of 3 rows: min(k, M) are wanted")
-    expect(f(tensor([[1.0, 0.0]]), memory, 9)[1], tensor([[1.0, 0.6, 0.0]]), "k = 9 of 3 rows")
-    same = tensor([[3.0, 1.0], [1.0, 3.0], [3.0, 1.0], [9.0, 3.0], [6.0, 2.0]])
-    near = f(tensor([[3.0, 1.0]]), same, 3)[0]
-    tied = near if 1 not in near else tensor([[0, 2, 4]])  # whatever the order
-    expect(near, tensor([[0, 2, 3]]), "rows 0 2 3 4 point the same way",
-        {"a tie went to the higher row, it goes to the lower": tensor([[4, 3, 2]]),
-        "a tie goes to the lower row (topk and sort promise nothing)": tied})
-    expect(f(tensor([[1.0, 0.0]]), tensor([[1.0, 0.03], [1.0, 0.02]]), 1)[0], tensor([[1]]),
-        "cosines 0.99955 and 0.9998", {"they are no tie: only what agrees to 1e-6 is one": tensor([[0]])})
+    expect(f(tensor([[1.0, 0.0]]), memory, 9)[1], tensor([[1.0, 0.6, 0.0]]), "k = 9 of 3 rows",
+        {"min(k, M) are 3: M are the rows, not the width": tensor([[1.0, 0.6]]),
+        "in the order of the memory: best first is wanted": tensor([[0.0, 1.0, 0.6]])})
+    near, cosines = f(tensor([[1.0, 0.0]]), memory, 3, tensor([[False, True, False]]))
+    least = cosines.min()
+    expect(cosines, tensor([[0.6, 0.0, -math.inf]]), "row 1 excluded",
+        {"the excluded pair still meets": tensor([[1.0, 0.6, 0.0]]),
+        f"what is excluded got the cosine {least:g}, and -inf is wanted": tensor([[0.6, 0.0, least]]),
+        "you kept what `exclude` marks, and hid the rest": tensor([[1.0, -math.inf, -math.inf]]),
+        "a column is missing: where rows are too few it holds the cosine -inf": tensor([[0.6, 0.0]]),
+        "the excluded row came first, it is to come last": tensor([[-math.inf, 0.6, 0.0]])})
+    queries, marks = [[2.0, 0.0], [-1.0, 0.0]], [[False, True, False], [True, False, False]]
+    given = tensor(queries), tensor(rows), tensor(marks)
+    cosines = f(*given[:2], 3, given[2])[1]
+    need([x.tolist() for x in given] == [queries, rows, marks], "it changed the tensors that it was given")
+    case = "queries (2, 0) (-1, 0), row 1 excluded for the first, row 0 for the second"
+    need(cosines[:, 2].isinf().all(), f"{case}: what is excluded comes last, also behind cosines below 0")
+    expect(cosines, tensor([[0.6, 0.0, -math.inf], [-0.6, -1.0, -math.inf]]), case,
+        {"cosines below 0 were cut off": tensor([[0.6, 0.0, -math.inf], [0.0, 0.0, -math.inf]]),
+        "what is excluded for one query was so for both":
+        tensor([[0.6, -math.inf, -math.inf], [-0.6, -math.inf, -math.inf]])})
+    for size in (5, 500):
+        near, lowest = f(tensor([[1.0, 0.0]]), torch.ones(size, 2), 3)[0], tensor([[0, 1, 2]])
+        expect(near, lowest, f"{size} equal rows",
+            {"a tie went to the higher row, it goes to the lower": size - 1 - lowest,
+            "a tie goes to the lower row (topk promises nothing, sort only with stable=True)": near})
+    near = f(tensor([[3.0, 1.0]]), torch.arange(1.0, 41.0)[:, None] * tensor([[3.0, 1.0]]), 3)[0]
+    expect(near, lowest, "40 rows of several lengths that point the same way",
+        {"their cosines differ in the last digit alone: a tie, once they are rounded to millionths (to the "
+        "nearest, not cut off)": near})
+    expect(f(tensor([[1.0, 0.0]]), tensor([[1.0, 0.0201], [1.0, 0.02]]), 1)[0], tensor([[1]]),
+        "cosines 0.999798 and 0.9998", {"they are no tie: only what agrees to 1e-6 is one": tensor([[0]])})
     zero = f(torch.zeros(1, 2), torch.zeros(2, 2), 1)[1]
     expect(zero, tensor([[0.0]]), "a row of zeros", {"0 / 0 is nan: its cosine to everything is 0":
-        tensor([[math.nan]])})
+        tensor([[math.nan]]), "it is not excluded: its cosine to everything is 0": tensor([[-math.inf]]),
+        "two rows of zeros are not alike (their distance is 0): the cosine is 0": tensor([[1.0]])})
     g = numbers(seed)
     queries, memory = torch.randn(2, 5, 8, generator=g), torch.randn(2, 30, 8, generator=g)
-    need(not raises((RuntimeError, IndexError), lambda: f(queries, memory, 4)),
+    hide = torch.rand(2, 5, 30, generator=g) < 0.3
+    need(not raises((RuntimeError, IndexError, ValueError), lambda: f(queries, memory, 4)),
         "queries (2, 5, 8), memory (2, 30, 8): leading dimensions are batches (x.mT, not x.T)")
-    near, cosines = f(queries, memory, 4)
+    need(f(memory[0], memory[0], 1)[0].flatten().equal(torch.arange(30)),
+        "the memory's rows as queries: each is nearest to itself, nothing but `exclude` hides a pair")
+    near, cosines = f(queries, memory, 4, hide)
     need(near.shape == cosines.shape == (2, 5, 4),
         f"queries (2, 5, 8): shapes (2, 5, 4), not {tuple(near.shape)}")
+    need(not hide.gather(-1, near).any(), "random rows: one that is excluded came (`exclude` is (2, 5, 30))")
     for b, n in ((b, n) for b in range(2) for n in range(5)):
         angles = torch.cosine_similarity(queries[b, n][None], memory[b], dim=-1)
         expect(cosines[b, n], angles[near[b, n]],
             "random rows: cosines must be those of the rows that you name")
-        others = angles[[i for i in range(30) if i not in near[b, n].tolist()]]
-        need(cosines[b, n].min() >= others.max() - 1e-5, "random rows: one that is nearer was left out")
+        others = [angles[i] for i in range(30) if i not in near[b, n].tolist() and not hide[b, n, i]]
+        need(cosines[b, n].min() >= max(others) - 1e-5, "random rows: one that is nearer was left out")
         need((cosines[b, n].diff() < 1e-5).all(), "random rows: best first")
 
 
@@ -212,37 +280,69 @@ def knn(module, seed: int) -> None:
 
 def messages(module, seed: int) -> None:
     weigh, hear, inf = module.edge_weights, module.receive_messages, math.inf
-    expect(weigh(tensor([[1.0, 0.5, -0.6]])), tensor([[1 / 3, 1 / 6, 0.0]]),
-        "edge_weights of cosines 1, 0.5, -0.6", {"not divided by the degree: the more edges, the louder":
-        tensor([[1.0, 0.5, 0.0]]), "divided by the sum of the weights: the degree, 3, is wanted":
-        tensor([[2 / 3, 1 / 3, 0.0]]), "what is unlike speaks against: max(cos, 0) is wanted":
-        tensor([[1 / 3, 1 / 6, -0.2]]), "|cos|: what is unlike says nothing, max(cos, 0) is wanted":
-        tensor([[1 / 3, 1 / 6, 0.2]]), "a softmax: max(cos, 0) / degree is wanted":
-        tensor([[1.0, 0.5, -0.6]]).softmax(-1),
-        "an edge of cosine below 0 is still an edge, it counts in the degree": tensor([[0.5, 0.25, 0.0]])})
+    cosines = tensor([[1.0, 0.5, -0.6], [0.8, 0.4, 0.2]])
+    got, above = weigh(given := cosines.clone()), cosines.clamp(min=0)
+    need(given.equal(cosines), "edge_weights changed the cosines that it was given (clamp_ does)")
+    expect(got, above / 3, "edge_weights of two receivers, cosines 1, 0.5, -0.6 and 0.8, 0.4, 0.2",
+        {"not divided by the degree: the more edges, the louder": above,
+        "divided by the sum of the weights: the degree, 3, is wanted": above / above.sum(-1, keepdim=True),
+        "what is unlike speaks against: max(cos, 0) is wanted": cosines / 3,
+        "|cos|: what is unlike says nothing, max(cos, 0) is wanted": cosines.abs() / 3,
+        "a softmax: max(cos, 0) / degree is wanted": cosines.softmax(-1),
+        "an edge of cosine below 0 is still an edge, it counts in the degree": above / tensor([[2], [3]]),
+        "the edges of both were counted: each receiver has a degree of its own": above / 6,
+        "the degree was counted over the receivers: each has its own, over its edges": above / 2,
+        "divided by the root of the degree": above / 3**0.5, "divided by degree + 1": above / 4,
+        "the cosines are not used: max(cos, 0) / degree is wanted": (cosines > 0) / 3})
     expect(weigh(tensor([[0.8, -inf]])), tensor([[0.8, 0.0]]), "edge_weights of cosines 0.8, -inf",
-        {"a column of -inf is no edge, it does not count in the degree": tensor([[0.4, 0.0]])})
+        {"a column of -inf is no edge, it does not count in the degree": tensor([[0.4, 0.0]]),
+        "-inf times 0 is nan: max(cos, 0), clamp, makes it 0": tensor([[0.8, math.nan]])})
     expect(weigh(tensor([[-inf, -inf]])), tensor([[0.0, 0.0]]), "edge_weights without any edge",
         {"0 / 0 is nan: let the degree be 1 at least": tensor([[math.nan, math.nan]])})
-    expect(weigh(tensor([[1.0, 0.5], [0.4, -inf]])), tensor([[0.5, 0.25], [0.4, 0.0]]),
-        "edge_weights of two receivers, cosines 1, 0.5 and 0.4, -inf",
-        {"the edges of both were counted: each receiver has a degree of its own":
-        tensor([[1 / 3, 1 / 6], [0.4 / 3, 0.0]])})
-    said = tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
-    expect(hear(said, tensor([[0, 2]]), tensor([[0.5, 0.25]])), tensor([[1.5, 15.0]]), "receive_messages",
-        {"a sum is wanted, the weights have been divided already": tensor([[0.75, 7.5]]),
-        "the weights are not used": tensor([[5.0, 50.0]]),
-        "summed over the width: over the edges is wanted": tensor([[5.5, 11.0]])})
+    expect(weigh(tensor([[0.8, 0.0], [-0.2, -0.5]])), tensor([[0.4, 0.0], [0.0, 0.0]]),
+        "edge_weights of cosines 0.8, 0 and of -0.2, -0.5",
+        {"an edge of cosine 0 is an edge, it counts in the degree": tensor([[0.8, 0.0], [0.0, 0.0]]),
+        "who has only edges below 0 hears nothing": tensor([[0.4, 0.0], [0.5, 0.5]])})
+    expect(weigh(tensor([[[0.8, -inf]], [[0.4, 0.2]]])), tensor([[[0.8, 0.0]], [[0.2, 0.1]]]),
+        "edge_weights of cosines (2, 1, 2)",
+        {"a receiver's edges are the last dim, -1, not always 1": tensor([[[0.8, 0.0]], [[0.4, 0.2]]])})
+    said = tensor([[1.0, -10.0], [2.0, -20.0], [4.0, -40.0]])
+    errors = IndexError, RuntimeError, ValueError
+    one, more, rollouts = [
+        raises(errors, lambda x=x, n=n: hear(x, torch.ones(n, dtype=torch.long), torch.ones(n)))
+        for x, n in ((said, (1, 2)), (said, (4, 1, 2)), (torch.ones(3, 8, 2), (4, 1, 2)))]
+    need(not (one and more) or rollouts, "messages may be (M, w), too: an error, and (M, G, w) is none")
+    need(one == more, "senders (1, 2) or (4, 1, 2): an error, and any number of dims comes before k")
+    expect(hear(said, tensor([[0, 2]]), tensor([[0.5, 0.25]])), tensor([[1.5, -15.0]]), "receive_messages",
+        {"a sum is wanted, the weights have been divided already": tensor([[0.75, -7.5]]),
+        "divided by the sum of the weights: they have been divided already": tensor([[2.0, -20.0]]),
+        "the weights are not used": tensor([[5.0, -50.0]]),
+        "summed over the width: over the edges is wanted": tensor([[-4.5, -9.0]]),
+        "the largest message: their sum is wanted": tensor([[1.0, -5.0]]),
+        "what is below 0 became 0: the sum is wanted as it is": tensor([[1.5, 0.0]])})
+    weights = tensor([[0.5, 0.25, 0.0, 1.0, 2.0]])
+    heard = hear(said.requires_grad_(), tensor([[0, 2, 1, 1, 0]]), given := weights.clone())
+    need(given.equal(weights), "receive_messages changed the weights that it was given")
+    need(heard.requires_grad, "receive_messages: no gradient comes to the messages, which are learned")
+    expect(heard, tensor([[5.5, -55.0]]), "receive_messages, five edges")
     g = numbers(seed)
     said, weights = torch.randn(3, 2, 5, generator=g), torch.rand(4, 2, 3, generator=g)
     senders = torch.randint(6, (4, 2, 3), generator=g)
-    need(not raises((IndexError, RuntimeError, ValueError), lambda: hear(said, senders, weights)),
+    need(not raises(errors, lambda: hear(torch.ones(3, 8, 5), 4 * senders, weights)),
         "messages (M, G, w) of rollouts: senders count all M * G of them, flatten first")
+    need(not raises(errors, lambda: hear(said, senders, weights)),
+        "messages (M, G, w) of rollouts: G is messages.shape[1], here 2, and not always 8")
     heard = hear(said, senders, weights)
     need(heard.shape == (4, 2, 5),
         f"senders (4, 2, 3), messages (3, 2, 5): (4, 2, 5) is wanted, not {heard.shape}")
-    one = sum(weights[3, 1, j] * said[senders[3, 1, j] // 2, senders[3, 1, j] % 2] for j in range(3))
-    expect(heard[3, 1], one, "messages of rollouts (M, G, w): sender 5 is rollout 1 of group 2, if G is 2")
+
+    def sum_of(message):
+        return sum(weights[3, 1, j] * message(senders[3, 1, j]) for j in range(3))
+
+    expect(heard[3, 1], sum_of(lambda s: said[s // 2, s % 2]),
+        "messages of rollouts (M, G, w): sender 5 is rollout 1 of group 2, if G is 2",
+        {"the numbers were read as g*M + m, m*G + g is wanted": sum_of(lambda s: said[s % 3, s // 3]),
+        "the mean of the sender's group: one rollout is wanted": sum_of(lambda s: said[s // 2].mean(0))})
 
 
 # ----------------------------------------------------------------------------------------------- 5 gcn_layer
