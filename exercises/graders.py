@@ -721,23 +721,41 @@ def grpo_loss(module, seed: int) -> None:
         new = new.clone().requires_grad_()
         mask = torch.ones_like(new) if mask is None else mask
         weights = mask / mask.sum() if weights is None else weights  # so that token_weights is not asked
-        loss, found = module.grpo_loss(new, old, ref, advantages, mask, weights=weights, **settings)
+        given = new, old, ref, advantages, mask, weights
+        before = [x if x is None else x.detach().clone() for x in given]
+        loss, found = module.grpo_loss(*given[:-1], weights=weights, **settings)
         need(loss.requires_grad, "no gradient reaches the log-probabilities: only the old ones are constants")
+        need(all(map(close, given, before)), "it changed tensors that it was given, in place")
+        case = "old_logprobs None: " if old is None else "" if settings.get("kl_coef", 1) else "kl_coef 0: "
+        for name in ("ratio", "clip_fraction", "kl")[: 2 + (ref is not None)]:
+            need(name in found, f'{case}the metric "{name}" is missing')
+        need(all(isinstance(x, Tensor) for x in found.values()), "metrics are tensors, not floats")
         loss.backward()
         return loss.detach(), found, new.grad
 
+    module.token_weights = lambda mask, *rest, **more: mask / len(mask)  # a stand-in
     clipping(f)
+    expect(f(torch.zeros(2, 2), None, None, tensor([1.0, -1.0]), tensor([[1.0, 0.0], [1.0, 1.0]]),
+        tensor([[0.5, 0.0], [0.3, 0.1]]))[0], tensor(-0.1), "weights .5 and .3 .1, advantages 1 -1",
+        {"a mean: the tokens have their weights": tensor(1 / 3),
+        "weights are given, and yours are those of token_weights": tensor(0.0),
+        "weights are given, and they are not used": tensor(0.5),
+        "divided by N once more: the weights have done that": tensor(-0.05),
+        "a mean of what is weighted: the sum is wanted": tensor(-0.025),
+        "an advantage is of a whole response, a row: here they lie along the tokens": tensor(-0.7)})
+    divergence(f)
     masks_and_metrics(f)
     unequal_clips(f)
-    divergence(f)
     alone, asked = torch.zeros(2, 2), []
-    module.token_weights = lambda mask, *rest: asked.append(mask) or mask * tensor([[0.5], [0.0]])
+    module.token_weights = lambda mask, loss_norm="sequence", *rest: (
+        asked.append(loss_norm) or mask * tensor([[0.5], [0.0]]))
     loss, _ = module.grpo_loss(alone, None, None, tensor([1.0, 1.0]), torch.ones(2, 2))
     need(asked, "weights None: `token_weights` of the mask is wanted")
+    need(set(asked) == {"sequence"}, f'weights None: `token_weights` was asked for {asked[0]!r}')
     expect(loss, tensor(-1.0), "weights None: those of `token_weights` are wanted, here 0.5 and 0 a row")
     g = numbers(seed)
     new, old, weights = (torch.randn(4, 5, generator=g) for _ in range(3))
-    weights, advantages = weights.abs(), torch.randn(4, generator=g)
+    weights, advantages = weights.abs(), 2 * torch.randn(4, generator=g)
     ratio, a = (new - old).exp(), advantages[:, None]
     dead = ((ratio > 1.2) & (a > 0)) | ((ratio < 0.8) & (a < 0))
     slope = f(new, old, None, advantages, weights=weights)[2]
@@ -754,28 +772,42 @@ def clipping(f) -> None:
         tensor(-1.5), "the sign: the loss is minus the objective": tensor(1.2),
         "the difference of log-probabilities is no ratio yet: exp": -up[0, 0],
         "old over new: the ratio is new over old": tensor(-1 / 1.5),
-        "the logarithm was clipped: clip the ratio": -tensor(0.2).exp()})
+        "the logarithm was clipped: clip the ratio": -tensor(0.2).exp(),
+        "the limits of the clip are 1 - clip_low and 1 + clip_high": tensor(-0.2),
+        "nan: if the advantages are normalised once more, take them as they are": tensor(math.nan),
+        "not summed up: the loss is a scalar": tensor([[-1.2]])})
     expect(f(up, zero, None, bad)[0], tensor(1.5), "ratio 1.5, advantage -1",
         {"clipped, and here it must not be: min(plain, clipped) lets through what makes things worse":
-        tensor(1.2)})
+        tensor(1.2), "1 + the difference of log-probabilities is no ratio: exp": 1 + up[0, 0]})
+    expect(f(tensor([[4.0]]), zero, None, 3 * bad)[0], tensor(3 * math.exp(4)),
+        "ratio e^4, advantage -3, where equation (5) has no bound",
+        {"it is cut off at 3 |A|, the bound of a dual clip": tensor(9.0)})
     expect(f(down, zero, None, bad)[0], tensor(0.8), "ratio 0.5, advantage -1",
         {"not clipped at 1 - clip_low": tensor(0.5)})
     expect(f(up, zero, None, good, clip_low=0.1, clip_high=0.4)[0], tensor(-1.4), "ratio 1.5, clip_high 0.4",
-        {"1 + clip_low: above, clip_high counts": tensor(-1.1)})
+        {"1 + clip_low: above, clip_high counts": tensor(-1.1), "clip_high is not used": tensor(-1.2)})
     expect(f(down, zero, None, bad, clip_low=0.1, clip_high=0.4)[0], tensor(0.9), "ratio 0.5, clip_low 0.1",
-        {"1 - clip_high: below, clip_low counts": tensor(0.6)})
-    loss, found, slope = f(zero, None, None, good)
+        {"1 - clip_high: below, clip_low counts": tensor(0.6), "clip_low is not used": tensor(0.8)})
+    loss, found, slope = f(up, None, None, good)
+    expect(loss, tensor(-1.0), "old_logprobs None: the ratio is 1",
+        {"the old log-probabilities are those of this policy, detached, and not 0": tensor(-1.2),
+        "the log-probability itself times A is no ratio": -up[0, 0]})
     expect(slope, tensor([[-1.0]]), "old_logprobs None: the ratio is 1, and its gradient is alive",
-        {"no gradient: the old log-probabilities are detached, the new ones are not": zero})
+        {"no gradient: the old log-probabilities are detached, the new ones are not": zero,
+        "half a gradient: plain or clipped is detached, and neither must be": tensor([[-0.5]])})
+    expect([float(found[name]) for name in ("ratio", "clip_fraction")], [1.0, 0.0],
+        "old_logprobs None: the metrics ratio and clip_fraction")
 
 
 def unequal_clips(f) -> None:
     """clip_fraction where the two limits differ."""
-    for ratio, advantage, cut in ((0.8, 1.0, 0.0), (0.8, -1.0, 1.0), (1.3, 1.0, 0.0), (1.5, 1.0, 1.0)):
+    for ratio, advantage, cut in ((0.8, 1.0, 0.0), (0.8, -1.0, 1.0), (1.3, 1.0, 0.0), (1.5, 1.0, 1.0),
+                                  (0.5, 0.0, 0.0), (1.5, 0.0, 0.0)):
         found = f(tensor([[ratio]]).log(), torch.zeros(1, 1), None, tensor([advantage]), clip_low=0.1,
             clip_high=0.4)[1]
         expect(found["clip_fraction"], tensor(cut),
-            f"clip_fraction, ratio {ratio}, clip_low 0.1, clip_high 0.4, advantage {advantage:g}")
+            f"clip_fraction, ratio {ratio}, clip_low 0.1, clip_high 0.4, advantage {advantage:g}"
+            + " and so no gradient that the clip removes" * (advantage == 0))
 
 
 def masks_and_metrics(f) -> None:
@@ -783,20 +815,27 @@ def masks_and_metrics(f) -> None:
     nan, mask = math.nan, tensor([[1.0, 0.0], [1.0, 1.0]])
     new, old, ref = (torch.zeros(2, 2), tensor([[0.0, nan], [0.0, 0.0]]),
         tensor([[0.0, -math.inf], [0.0, 0.0]]))
-    loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, tensor([[0.5, 0.0], [0.3, 0.1]]))
-    need(loss.isfinite() and slope.isfinite().all(),
-        "nan behind a response: masked places are not to be read: 0 * nan is nan, also in gradients")
-    expect(loss, tensor(-0.1), "weights .5 and .3 .1, advantages 1 -1",
-        {"a mean: the tokens have their weights": tensor(1 / 3),
-        "weights are given, and yours are those of token_weights": tensor(0.0)})
-    new, mask = tensor([[1.5, 1.0, 1.0], [1.5, 9.0, 9.0]]).log(), tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    found = f(new, torch.zeros(2, 3), None, tensor([1.0, -1.0]), mask)[1]
-    expect(found["clip_fraction"], tensor(1 / 4),
-        "clip_fraction, ratios 1.5 1 1 of advantage 1, 1.5 of -1 and two that are masked",
-        {"means of metrics are over tokens, not over padding": tensor(1 / 6),
-        "the share of ratios outside: with advantage -1 the gradient of 1.5 stays": tensor(2 / 4),
-        "a ratio of 1 counts: there nothing is clipped": tensor(3 / 4)})
-    expect(found["ratio"], tensor(5 / 4), 'the metric "ratio", a mean over tokens')
+    for behind in (0.0, nan):
+        weights = tensor([[0.5, behind], [0.3, 0.1]])
+        loss, found, slope = f(new, old, ref, tensor([1.0, -1.0]), mask, weights)
+        need(loss.isfinite() and slope.isfinite().all(), "nan behind a response: masked places are not to be "
+            "read: 0 * nan is nan, also in gradients" if behind == 0 else
+            "the weight of a masked place is nan here: it counts, and only the mask's tokens are summed")
+    new = tensor([[1.5, 1.5, 1.0, 1.0], [1.5, 0.5, 0.5, 9.0]]).log()
+    mask = tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    found = f(new, torch.zeros(2, 4), None, tensor([1.0, -1.0]), mask)[1]
+    expect(found["clip_fraction"], tensor(4 / 7),
+        "clip_fraction, ratios 1.5 1.5 1 1 of advantage 1, 1.5 .5 .5 of -1 and one that is masked",
+        {"means of metrics are over tokens, not over padding": tensor(4 / 8),
+        "a mean of the responses' means: a plain mean over all tokens is wanted": tensor(7 / 12),
+        "the share of ratios outside: with advantage -1 the gradient of 1.5 stays": tensor(5 / 7),
+        "a ratio of 1 counts: there nothing is clipped": tensor(6 / 7),
+        "one side only: it clips above for advantages over 0, and below for those under 0": tensor(2 / 7),
+        "the sides are swapped: above, it clips where the advantage is over 0": tensor(1 / 7),
+        "a number of tokens: a share is wanted": tensor(4.0),
+        "all of them: if it is one ratio for a response, each token has its own": tensor(1.0)})
+    expect(found["ratio"], tensor(7.5 / 7), 'the metric "ratio", a mean over tokens',
+        {"clipped: the ratio itself is wanted": tensor(7.2 / 7)})
 
 
 def divergence(f) -> None:
@@ -810,11 +849,17 @@ def divergence(f) -> None:
         "k1 with its sign turned round": tensor(-2 * d), "k2, half the square: k3 is wanted": tensor(d * d),
         "k3 of the difference turned round: r is reference over policy": tensor(2 * (2 - d - 1)),
         "the KL term is taken off: it is a penalty, added to the loss": tensor(-2 * k3),
-        "kl_coef is not used": tensor(k3)})
+        "kl_coef is not used": tensor(k3), "kl_coef is not used, 0.001 is": tensor(0.001 * k3),
+        "no KL term, or one against the old policy: the reference is wanted": tensor(0.0),
+        "k3 is r - log r - 1: the 1 is missing": tensor(2 * (k3 + 1))})
     expect(slope, tensor([[1.0]]), "the gradient of the KL term, 2 (1 - 1/2)",
         {"it is detached: it would hold nothing near the reference": zero})
     expect(found["kl"], tensor(k3), 'the metric "kl"',
-        {"times kl_coef: the divergence itself is wanted": tensor(2 * k3)})
+        {"times kl_coef: the divergence itself is wanted": tensor(2 * k3),
+        "the plain difference: k3 is wanted, as in the loss": tensor(d)})
+    expect(f(zero, zero, tensor([[4.0]]), none)[1]["kl"], tensor(math.exp(4) - 5),
+        'the metric "kl", the reference e^4 times as likely: k3 grows without a bound')
+    f(zero, zero, down, none, kl_coef=0.0)  # "kl" is still among the metrics
     need(not any(value.requires_grad for value in found.values()),
         "metrics hang on the graph: they are numbers for the log, detach them")
     loss, found, _ = f(torch.zeros(1, 2), None, torch.cat([down, zero], 1), none, None,
@@ -822,7 +867,9 @@ def divergence(f) -> None:
     expect(loss, tensor(0.3 * k3), "KL alone, two tokens of weights .3 .1, the second like the reference",
         {"the KL term is a plain mean: its tokens have their weights, too": tensor(k3 / 2)})
     expect(found["kl"], tensor(k3 / 2), 'the same, the metric "kl"',
-        {"weighted as in the loss: a plain mean over the tokens is wanted": tensor(0.3 * k3)})
+        {"weighted as in the loss: a plain mean over the tokens is wanted": tensor(0.3 * k3),
+        "a mean weighted as in the loss: a plain one is wanted": tensor(0.75 * k3),
+        "a sum: the mean over the tokens is wanted": tensor(k3)})
     need("kl" not in f(zero, zero, None, none)[1], 'ref_logprobs None: no metric "kl"')
 
 # ---------------------------------------------------------------------------------------- 13 acquire_rewards
@@ -832,7 +879,15 @@ def acquire_rewards(module, seed: int) -> None:
     from data import Task
     from gnn import Groups
 
-    memory = SimpleNamespace(predict=lambda q, t, a, features, exclude=None: features[..., 0])
+    stages = []
+
+    def predict(queries, thinkings, answers, features, exclude=None):
+        need(exclude is None or len(exclude) == len(features), "the memory wants an id to exclude for each "
+            "group that it is asked for, and got those of other tasks")
+        stages.append("memory")
+        return features[..., 0]
+
+    memory = SimpleNamespace(predict=predict)
     tasks = [Task(f"t{i}", "demo", "math", "?", answer=("4" if i in (0, 3) else None)) for i in range(5)]
     said = ["#### 4", "#### 5", "#### 1", "#### 2", "#### 1", "no answer", "#### 6", "#### 4", "#### 9",
         "#### 9"]
@@ -844,9 +899,17 @@ def acquire_rewards(module, seed: int) -> None:
     def f(memory=memory, groups=groups, **settings):
         return module.acquire_rewards(tasks, said, memory, groups, keys, **settings)
 
+    def sources(*unsure, guess="memory"):
+        known = ["verifier", guess, guess, "verifier", guess]
+        return ["abstained" if b in unsure else source for b, source in enumerate(known)]
+
     rewards, source = f()
-    expect(list(source), ["verifier", "memory", "memory", "verifier", "memory"],
-        "the sources of tasks 1 to 5, 1 and 4 labelled")
+    expect(list(source), sources(), "the sources of tasks 1 to 5, 1 and 4 labelled",
+        {"a labelled task is verified, and the memory not asked": ["memory"] * 5,
+        "there is a memory, and the majority votes only where there is none": sources(guess="majority"),
+        "one for each group, not for each rollout": [source for source in sources() for _ in range(2)],
+        "the order of the tasks is to stay": ["verifier"] * 2 + ["memory"] * 3})
+    need(isinstance(rewards, Tensor), "the rewards are a tensor (B, G)")
     right = tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 
     def but(rows: list, *values: list) -> Tensor:
@@ -861,41 +924,65 @@ def acquire_rewards(module, seed: int) -> None:
         "the memory was shown groups that are not those of the unlabelled tasks":
         but([4], [0.0, 1.0]), "the verifier's rewards stand in the wrong rows":
         but([0, 3], [0.0, 1.0], [1.0, 0.0]), "the majority was asked, and there is a memory":
-        but([1, 2], [1.0, 0.0], [1.0, 0.0]), "response b * G + g is rollout g of task b: others were read":
+        but([1, 2], [1.0, 0.0], [1.0, 0.0]), "soft is False: 0 or 1 by the threshold, not sigma":
+        but([1, 2, 4], [0.05, 0.8], [0.5, 0.0], [0.55, 0.6]),
+        "what the memory says of tasks 1 to 3 was given to the unlabelled 2, 3 and 5":
+        but([2, 4], [0.0, 1.0], [0.0, 0.0]), "flat: (B, G) is wanted": right.flatten(),
+        "-1 for what is wrong: the verifier gives 0": but([0, 3], [1.0, -1.0], [-1.0, 1.0]),
+        "only a group's first response was verified": but([0, 3], [1.0, 1.0], [0.0, 0.0]),
+        "response b * G + g is rollout g of task b: others were read":
         but([3], [0.0, 0.0])})
     expect(f(threshold=0.7)[0], but([4], [0.0, 0.0]), "the same, threshold 0.7",
         {"p was compared with 0.5: the threshold is not used": right})
-    stages = []
+    stages.clear()
     f(lap=stages.append)
-    expect(stages, ["verify", "predict"], "what `lap` was called with")
+    expect(list(dict.fromkeys(stages)), ["verify", "memory", "predict"],
+        'what `lap` was called with, and "memory" where the memory was asked',
+        {"both came at the end: the first stage ends earlier": ["memory", "verify", "predict"],
+        "it ends a stage: call it after the work": ["verify", "predict", "memory"],
+        "it was never called": ["memory"], "the names are swapped": ["predict", "memory", "verify"]})
     soft = f(soft=True)[0]
     expect(soft, but([1, 2, 4], [0.05, 0.8], [0.5, 0.0], [0.55, 0.6]),
         "soft=True: the probabilities themselves", {"they are still 0 or 1": right,
-        "those below the threshold became 0": but([1, 2, 4], [0.0, 0.8], [0.0, 0.0], [0.55, 0.6])})
-    rewards, source = f(
-        abstain=0.2
-    )  # means of |2p - 1|: 0.75, 0.5 (what has no answer is surely wrong), 0.15
-    sure = ["verifier", "memory", "memory", "verifier", "abstained"]
-    expect(list(source), sure, "abstain 0.2, of tasks 2, 3 and 5 the last is unsure",
-        {"`source` counts all tasks, your unsure ones count the unlabelled":
-        [*sure[:2], "abstained", "verifier", "memory"], "sure groups abstain, unsure ones do not":
-        ["verifier", "abstained", "abstained", "verifier", "memory"],
-        "the mean probability decides, or none abstains: 0.1 is as sure as 0.9, take |2p - 1|":
-        [*sure[:4], "memory"], "one unsure rollout is enough: the mean over the group decides":
-        [*sure[:2], "abstained", *sure[3:]], "|2p - 1| of each rollout, then the mean: .05 and .8 are sure":
-        ["verifier", "abstained", *sure[2:]], "what has a label is verified, however unsure the memory is":
-        ["memory"] * 4 + ["abstained"]})
-    expect(rewards, but([4], [0.0, 0.0]), "a group that abstains",
-        {"it still has its rewards: 0 for all is wanted": right, "0 for all is wanted, not their mean":
-        but([4], [0.575, 0.575]), "labelled groups never abstain": 0 * right})
-    expect(list(f(abstain=0.5)[1]), sure, "abstain 0.5, of task 3 the mean of |2p - 1| is 0.5",
-        {"0.5 is not below 0.5": [*sure[:2], "abstained", *sure[3:]]})
+        "those below the threshold became 0": but([1, 2, 4], [0.0, 0.8], [0.0, 0.0], [0.55, 0.6]),
+        "rewards are of whole numbers": but([1, 2, 4], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])})
+    (rewards, source), every = f(abstain=0.2), f(abstain=2.0)[1]  # what has no answer is surely wrong
+    never = ("what abstains has rewards of 0, and its source does not say so" if not rewards[4].any() else
+        "none abstains" if list(every) == sources() else
+        "0 and 1 are always sure: p itself decides, before the threshold")
+    expect([*source, *f(abstain=0.5)[1]], 2 * sources(4),
+        "abstain 0.2, then 0.5, where means of |2p - 1| of tasks 2, 3 and 5 are .75 .5 .15",
+        {never: 2 * sources(),
+        "`source` counts all tasks, your unsure ones count the unlabelled": 2 * sources(2),
+        "sure groups abstain, unsure ones do not": 2 * sources(1, 2),
+        "the mean probability decides: 0.1 is as sure as 0.9, take |2p - 1|": sources() + sources(1, 2),
+        "one unsure rollout is enough: the mean over the group decides": 2 * sources(2, 4),
+        "one sure rollout is enough: the mean over the group decides": sources() + sources(4),
+        "the mean of all groups decides: each group has its own": sources() + sources(1, 2, 4),
+        "|2p - 1| of each rollout, then the mean: .05 and .8 are sure": 2 * sources(1, 4),
+        "|p - 0.5| is half of |2p - 1|": sources(4) + sources(1, 2, 4),
+        "0.5 is not below 0.5": sources(4) + sources(2, 4)})
+    none = [0.0, 0.0]
+    expect(rewards, but([4], none), "a group that abstains, where 0 for all is wanted",
+        {"it still has its rewards": right, "it has their mean": but([4], [0.575, 0.575]),
+        "it has 0.5": but([4], [0.5, 0.5]), "it has nan": but([4], [math.nan, math.nan]),
+        "all of it abstains, not each rollout by itself": but([4], [0.0, 1.0]),
+        "labelled groups never abstain": 0 * right})
+    expect(list(every), sources(1, 2, 4), "abstain 2, which is above every |2p - 1|",
+        {"labelled groups never abstain": ["abstained"] * 5})
+    rewards, source = f(abstain=0.2, threshold=0.7, soft=True)
+    expect(list(source), sources(4), "abstain 0.2, threshold 0.7",
+        {"|2p - 1| is how far p is from 0.5, not from the threshold": sources()})
+    expect(rewards, but([1, 2, 4], [0.05, 0.8], [0.5, 0.0], none), "soft=True, a group that abstains",
+        {"it still has its probabilities: 0 for all is wanted": soft})
+    need(not raises(AttributeError, lambda: f(memory=None, groups=None)),
+        "no memory: `groups` is None, and is asked for rows")
     rewards, source = f(memory=None, groups=None)
-    expect(list(source), ["verifier", "majority", "majority", "verifier", "majority"],
-        "no memory: the majority's vote")
+    expect(list(source), sources(guess="majority"), "no memory: the majority's vote",
+        {'its source is "majority"': sources()})
     expect(rewards[[1, 2, 4]], tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), "no memory: the majority's vote")
     for kind, part in (("labelled", [0, 3]), ("unlabelled", [1, 2, 4])):
-        stages = []
+        stages.clear()
         try:
             found = module.acquire_rewards(
                 [tasks[b] for b in part], [said[2 * b + i] for b in part for i in range(2)], memory,
@@ -903,8 +990,16 @@ def acquire_rewards(module, seed: int) -> None:
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
             raise Wrong(f"a batch of {kind} tasks alone raises {type(error).__name__}: {error}") from None
         expect(found[0], right[part], f"a batch of {kind} tasks alone")
-        expect(stages, ["verify", "predict"], f"what `lap` was called with, {kind} tasks alone: both, "
-            "also where there was nothing to do")
+        expect([stage for stage in stages if stage != "memory"], ["verify", "predict"],
+            f"what `lap` was called with, {kind} tasks alone: both, also where there was nothing to do")
+    expect(module.acquire_rewards(tasks[1:2], said[2:4], None, None, [[None, None]])[0], torch.zeros(1, 2),
+        "no memory, one task, no answer",
+        {"None is equal to None, and what has no answer gets 0": torch.ones(1, 2),
+        "(G,): rewards are (B, G), also for one task": torch.zeros(2)})
+    code = [Task("c", "demo", "code", "?", answer="def f(): return 1")]  # no tests
+    need(not raises(ValueError, lambda: module.acquire_rewards(code, ["a", "b"], memory,
+        groups.rows(tensor([1])), [["a", "b"]])),
+        "a code task with a solution and no tests has no label: ask `task.labelled`")
     random_tasks(module, memory, seed)
 
 
@@ -933,28 +1028,55 @@ def facility_location(module, seed: int) -> None:
     f = module.facility_location
     x = tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]])
     order, added = f(x, 2)  # coverage of 1: 0.8 + 1 + 0.96 + 1; then 4, which nothing is near to, adds 1
+    need(isinstance(order, list) and isinstance(added, list)
+        and not any(isinstance(x, Tensor) for x in order + added), "lists of numbers are wanted, no tensors")
+    need(all(f(x, 2)[0] == order for _ in range(9)), "it draws at random: the row that adds most is wanted")
+    alone = "|cos|: what points away is not near" if added[:1] > [0.8] else "a row does not cover itself"
     expect(order, [1, 4], "rows (1, 0) (.8, .6) (.6, .8) (.8, .6) (-1, 0)",
         {"the farthest first: that picks outliers, take the row that adds most": [0, 4],
         "cosines below 0 were added: what is unlike counts 0": [1, 2],
         "a row that has a pick like it adds little: what is covered cannot be gained twice": [1, 3],
-        "a tie goes to the first row": [3, 4]})
+        "a tie goes to the first row": [3, 4], alone: [1, 0],
+        "columns were normalised: the length of each row is wanted": [2, 4]})
     expect(added, [3.76 / 5, 0.2], "what the two picks added, as a share of n",
         {"the sum over rows: a share of n is wanted": [3.76, 1.0],
         "added up: what each pick added is wanted": [0.752, 0.952],
-        "a share of the rows not yet picked: a share of all n is wanted": [0.752, 0.25]})
+        "a share of the rows not yet picked: a share of all n is wanted": [0.752, 0.25],
+        "a share of `count`: a share of n is wanted": [1.88, 0.5],
+        "the nearest cosine starts at 0, not at -1": [1.592, 0.36],
+        "the nearest pick counts, and that is not the last one: take the maximum": [0.752, 0.36],
+        "what the pick gains for itself: it counts for all rows": [0.2, 0.2]})
+    some = [0.752, 0.2, 0.04]
+    expect(f(x, 5)[1], [*some, 0.008, 0.0], "what all five rows added",
+        {"it stops where nothing is gained: a row that adds 0 is chosen, too": [*some, 0.008],
+        "a row near to a pick may be chosen, too": [*some, -0.2, -0.2],
+        "the nearest pick counts, not all of them together": [*some, 0.0, 0.0]})
+    expect(f(x[:1].repeat(5, 1), 4)[0], [0, 1, 2, 3], "equal rows: a tie goes to the first, also at 0",
+        {"a row was chosen twice": [0, 0, 0, 0]})
+    need(len(f(x, 0)[0]) == 0, "count 0: nothing is chosen")
     expect(f(tensor([[0.1, 0.0], [8.0, 6.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]]), 2)[0], [1, 4],
         "rows of other lengths")
     long = f(tensor([[1.0, 0.0], [0.8, 0.6], [60.0, 80.0], [0.8, 0.6], [-1.0, 0.0]]), 1)[0]
     expect(long, [1], "the same, row 2 a hundred times as long", {"lengths count: cosines are wanted": [2]})
     expect(f(x, 1, picked=[1])[0], [4], "row 1 is picked already",
         {"what is picked already was not looked at, or chosen again": [1],
-        "what is picked already covers the rows near it: they have less to gain": [3]})
-    need(len(f(x, 9, picked=[1])[0]) == 4, "count 9 of 5 rows, one picked already: the four others")
+        "what is picked already covers the rows near it: they have less to gain": [3],
+        "only what is chosen is returned, not what was picked": [1, 4],
+        "count is how many are chosen, without those picked already": []})
+    expect(f(x, 1, picked=[1, 4])[0], [0], "rows 1 and 4 are picked already",
+        {"only the first of them was looked at": [4], "the nearest of them counts, not the last": [3]})
+    need(not raises(ValueError, lambda: f(x, 9, picked=[1])), "count 9, four rows left: all four, no error")
+    left = f(x, 9, picked=[1])[0]
+    need(1 not in left, "row 1 is picked already, and was chosen again")
+    expect(left, [4, 0, 2, 3], "count 9 of 5 rows, one picked already: the four others, best first",
+        {"they are sorted": [0, 2, 3, 4]})
     g = numbers(seed)
     x = torch.randn(40, 6, generator=g) * (1 + 5 * torch.rand(40, 1, generator=g))
     unit = x / x.norm(dim=1, keepdim=True)
     cosines = (unit @ unit.T).clamp(min=0)
+    before = x.clone()
     order, added = f(x, 6, picked=[3, 5])
+    need(x.equal(before), "it changed the embeddings that it was given, in place")
     need(len(set(order) | {3, 5}) == 8, "random rows: no row is chosen twice, or again")
     for n in range(6):
         picks = [3, 5, *order[:n]]
@@ -962,7 +1084,12 @@ def facility_location(module, seed: int) -> None:
             keepdim=True)).mean(0)
         need(gains[order[n]] > gains.max() - 1e-4,
             f"random rows: pick {n + 1} adds {gains[order[n]]:.3f}, another would add {gains.max():.3f}")
-        expect(added[n], gains[order[n]].item(), f"random rows: what pick {n + 1} added, as a share of n")
+        gain, had = gains[order[n]].item(), cosines[:, [3, 5]].amax(1).mean().item()
+        expect(added[n], gain, f"random rows: what pick {n + 1} added, as a share of n",
+            {"what was picked before is in it": gain + had,
+            "a share of the rows not picked before: of all n is wanted": gain * 40 / 38})
+    need(not raises((AssertionError, ValueError, RuntimeError), lambda: f(x, 6, [3, 5], block=7)),
+        "block = 7 of 40 rows: the last block is smaller, and no error")
     with Largest() as seen:
         blocks = f(x, 6, picked=[3, 5], block=7)[0]
     expect(blocks, order, "block = 7: the block's size changes nothing")
