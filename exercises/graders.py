@@ -512,60 +512,90 @@ def metrics(module, seed: int) -> None:
 
 def calibration(module, seed: int) -> None:
     f, error = module.calibrate, module.calibration_error
-    expect(error(tensor([0.9, 0.9, 0.22, 0.1]), tensor([1.0, 0.0, 0.0, 0.0])), 0.28,
-        "error, p .9 .9 .22 .1, rewards 1 0 0 0", {"bins count by their size, yours equally": 0.24,
-        "bins count by their size, yours equally, with the empty ones": 0.072,
-        "the mean distance of each rollout: first average in each bin": 0.33,
+    p = tensor([0.9, 0.9, 0.22, 0.1])
+    value = error(p, tensor([1.0, 0.0, 0.0, 0.0]))
+    expect(value, 0.28, "error, p .9 .9 .22 .1, rewards 1 0 0 0",
+        {"bins count by their size, yours equally": 0.24,
+        "bins count by their size, yours equally, with the empty ones": 0.072, "the mean distance of each "
+        "rollout: bins have an equal width, not an equal size, and each is averaged first": 0.33,
         "the middle of each bin: the mean of the probabilities in it is wanted": 0.325,
         "the largest gap: a mean is wanted": 0.4, "gaps are squared: their absolute value is wanted": 0.0946,
-        "gaps are summed, and not divided by the number of rollouts": 1.12})
+        "gaps are summed, and not divided by the number of rollouts": 1.12,
+        "gaps are divided by the number of bins: by that of rollouts": 0.112,
+        "an empty bin is 0 / 0, which is nan: it adds nothing": math.nan,
+        "the mean squared distance of each rollout (Brier score): gaps of bins are wanted": 0.2196,
+        "that is how sure p is either way, max(p, 1 - p): p itself is wanted": 0.23})
+    need(isinstance(value, float), f"error: a float is wanted, yours is a {type(value).__name__}")
+    need(torch.equal(p, tensor([0.9, 0.9, 0.22, 0.1])), "error: it changed the probabilities it was given")
     expect(error(tensor([0.8, 0.2]), tensor([1.0, 0.0])), 0.2, "error, p .8 .2, rewards 1 0",
         {"gaps of unlike sign cancel: the absolute value of each bin's is wanted": 0.0})
+    expect(error(tensor([0.15, 0.27, 0.45]), tensor([0.0, 1.0, 0.0]), 2), 0.13 / 3,
+        "error, p .15 .27 .45, rewards 0 1 0, bins 2",
+        {"there are ten bins, and two were asked for": 1.33 / 3,
+        "p went to the nearest edge: each bin goes from one edge to the next": 0.43 / 3,
+        "bins cut the range of p: they cut [0, 1]": 1.03 / 3})
     try:
-        value = error(tensor([1.0, 1.0]), tensor([0.0, 1.0]))
+        value = error(tensor([1.0, 0.95]), tensor([0.0, 1.0]))
     except (IndexError, RuntimeError):
-        value = 0.0
-    expect(value, 0.5, "error, p 1 1, rewards 0 1", {"p = 1 belongs into the last bin, not behind it": 0.0})
-    expect(error(tensor([0.05, 0.45]), tensor([1.0, 0.0]), 2), 0.25, "error, p .05 .45, rewards 1 0, bins 2",
-        {"there are ten bins, and two were asked for": 0.7})
+        value = 0.025
+    expect(value, 0.475, "error, p 1 .95, rewards 0 1", {"p = 1 has a bin of its own: it belongs into the "
+        "last": 0.525, "p = 1 belongs into the last bin, not behind it": 0.025})
+    expect(error(tensor([0.0, 0.0, 0.5]), tensor([1.0, 1.0, 0.0])), 2.5 / 3,
+        "error, p 0 0 .5, rewards 1 1 0", {"p = 0 belongs into the first bin, and is in none": 0.5 / 3})
     g = numbers(seed)
-    logit = torch.randn(400, generator=g)
-    rewards = (torch.rand(400, generator=g) < (0.5 * logit + 0.3).sigmoid()).float()
+    logit = 2 * torch.randn(400, generator=g)
+    shares = (0.25 * logit + 0.3).sigmoid()
+    rewards = (torch.rand(400, generator=g) < shares).float()
     inputs, start = torch.stack([logit, torch.ones(400)], 1), tensor([1.0, 0.0])
-    for strength in (3.0, 200.0):
-        w = f(inputs, rewards, strength)
-        need(w.shape == (2,) and not w.requires_grad, "weights (f,) without a graph are wanted")
+    cases = [("", inputs, rewards, 3.0), ("", inputs, rewards, 200.0),
+        ("rewards between 0 and 1: ", inputs, shares, 3.0),
+        ("logits 30 times as large: ", inputs * tensor([30.0, 1.0]), rewards, 3.0)]
+
+    def flat(slope: Tensor, pull: Tensor) -> bool:  # as flat as LBFGS in float32 makes it
+        rest = 0.5 if case.startswith("logits") else 0.05
+        return bool((slope + pull).norm() < rest * max(1.0, float(slope.norm())))
+
+    def steep(x: Tensor, y: Tensor, w: Tensor) -> Tensor:  # the slope of the summed cross-entropy
+        return x.T @ ((x @ w).sigmoid() - y)
+
+    for case, x, y, strength in cases:
+        given = x.clone(), y.clone()
+        w = f(x, y, strength)
+        need(torch.equal(x, given[0]) and torch.equal(y, given[1]),
+            "calibrate changed the inputs or the rewards that it was given")
+        need(w.shape == (2,), f"two inputs: weights (2,) are wanted, yours are {tuple(w.shape)}")
+        need(not w.requires_grad, "weights without a graph are wanted: detach them")
         need(w.dtype == torch.float32, f"weights of float32 are wanted, yours are {w.dtype}")
-        slope = inputs.T @ ((inputs @ w).sigmoid() - rewards)  # of the summed cross-entropy
-
-        def flat(slope: Tensor, pull: Tensor) -> bool:
-            return bool((slope + pull).norm() < 0.02 * max(1.0, float(slope.norm())))
-
-        pull = strength * (w - start)
-        need(not flat(slope, strength * w) or flat(slope, pull),
-            "the weights are held near 0, and (1, 0) is wanted: the logit as it is")
-        need(not flat(slope / 400, pull) or flat(slope, pull),
-            "the mean over rollouts: the sum is wanted, or the pull outweighs the labels")
-        need(not flat(slope, 2 * pull) or flat(slope, pull),
-            "strength times the squared distance: half of that is wanted")
-        need(not flat(slope, 0 * pull) or flat(slope, pull),
-            "nothing holds the weights: strength is not used")
-        need(not flat(slope, strength * (w - 1)) or flat(slope, pull),
-            "the weights are held near (1, 1), and (1, 0) is wanted: of all but the logit nothing")
-        for n, name in enumerate(("first", "last")):
-            need(not flat(slope, pull * (torch.arange(2) != n)) or flat(slope, pull),
-                f"the {name} weight is not held: all of them are")
-        need(flat(slope, pull),
-            f"strength {strength:g}: weights {shorten(w.tolist())} are no minimum, the slope there is "
-            f"{shorten((slope + pull).tolist())}")
-    wide = torch.cat([inputs[:, :1], torch.randn(400, 2, generator=g), inputs[:, 1:]], dim=1)
+        slope, off = steep(x, y, w), w - start
+        pull, scaled = strength * off, x / torch.where(x.std(0) > 0, x.std(0), 1.0)
+        suspects = {"the weights are held near 0, and (1, 0) is wanted: the logit as it is":
+            (slope, strength * w),
+            "the mean over rollouts: the sum is wanted, or the pull outweighs the labels":
+            (slope / 400, pull),
+            "strength times the squared distance: half of that is wanted": (slope, 2 * pull),
+            "nothing holds the weights: strength is not used": (slope, 0 * pull),
+            "strength is 3 whatever is asked": (slope, 3 * off),
+            "the weights are held near (1, 1), and (1, 0) is wanted: of all but the logit nothing":
+            (slope, strength * (w - 1)), "the weights are held near (0, 1), and (1, 0) is wanted: the logit "
+            "comes first": (slope, strength * (w - start.flip(0))),
+            "the first weight is not held: all of them are": (slope, pull * tensor([0.0, 1.0])),
+            "the last weight is not held: all of them are": (slope, pull * tensor([1.0, 0.0])),
+            "the distance holds the weights: its square is wanted": (slope, pull / (2 * off.norm() + 1e-9)),
+            "the rewards are turned round": (steep(x, 1 - y, w), pull),
+            "the rewards were made 0 or 1: they count as they are": (steep(x, (y > 0.5).float(), w), pull),
+            "squared errors: the cross-entropy is wanted": (x.T @ (x @ w - y), pull),
+            "the inputs went through a sigmoid: they count as they are": (steep(x.sigmoid(), y, w), pull),
+            "these are weights of scaled inputs: those of the inputs are wanted": (steep(scaled, y, w), pull)}
+        for message, where in suspects.items():
+            need(case[:6] == "logits" or not flat(*where) or flat(slope, pull), case + message)
+        need(flat(slope, pull), f"{case}strength {strength:g}: weights {shorten(w.tolist())} are no minimum, "
+            f"the slope there is {shorten((slope + pull).tolist())}; steps must go on until it is 0")
+    case, wide = "", torch.cat([inputs[:, :1], torch.randn(400, 2, generator=g), inputs[:, 1:]], dim=1)
     try:
         w = f(wide, rewards, 3.0)
     except RuntimeError as error:
         raise Wrong(f"four inputs, two of them features: {error}") from None
-    slope = wide.T @ ((wide @ w).sigmoid() - rewards)
-    pull = 3.0 * (w - tensor([1.0, 0.0, 0.0, 0.0]))
-    need((slope + pull).norm() < 0.02 * max(1.0, float(slope.norm())),
+    need(flat(steep(wide, rewards, w), 3.0 * (w - tensor([1.0, 0.0, 0.0, 0.0]))),
         "four inputs, two of them features: all four weights are fitted, held near (1, 0, 0, 0)")
 
 
@@ -574,14 +604,22 @@ def calibration(module, seed: int) -> None:
 
 def choose_tokens(module, seed: int) -> None:
     f = module.choose_tokens
-    logits, u = tensor([[0.1, 0.6, 0.3]] * 3).log(), tensor([0.05, 0.65, 0.95])
-    many = logits[:1].expand(64, -1)
+    logits, u = tensor([[0.1, 0.6, 0.3]] * 3).log(), tensor([0.05, 0.68, 0.95])
+    many = logits[:1].repeat(64, 1)
     need(torch.equal(*(f(many, torch.full((64,), 0.5), 1.0)[0] for _ in range(2))),
         "the same u twice, other tokens: u is the draw, the function draws nothing itself")
-    expect(f(logits, u, 1.0)[0], tensor([0, 1, 2]), "p .1 .6 .3, u .05 .65 .95",
+    given = u.clone()
+    got = f(logits, given, 1.0)[0]
+    need(torch.equal(given, u), "it changed the uniforms that it was given")
+    need(not got.is_floating_point(), "the ids of the tokens come first, then their log-probabilities")
+    need(got.shape == (3,), f"three rows: token ids (3,) are wanted, yours are {tuple(got.shape)}")
+    expect(got, tensor([0, 1, 2]), "p .1 .6 .3, u .05 .68 .95",
         {"sorted by probability: the sum runs over the tokens in their own order": tensor([1, 2, 0]),
         "the order is turned round: the sum runs from token 0": tensor([2, 1, 0]),
-        "one token too far": tensor([1, 2, 3]), "the most probable token, u is not used": tensor([1, 1, 1]),
+        "one token too far": tensor([1, 2, 3]), "one token too far, and the last stays": tensor([1, 2, 2]),
+        "one token too early": tensor([0, 0, 1]),
+        "as if all were equally probable: softmax over the tokens, not over the rows": tensor([0, 2, 2]),
+        "the most probable token, whatever u is": tensor([1, 1, 1]),
         "the u of the first row for all: each row has its own": tensor([0, 0, 0])})
     logits = tensor([[0.25, 0.25, 0.5]] * 4).log()
     u = tensor([0.1, 0.25, 0.3, 0.8])
@@ -591,34 +629,61 @@ def choose_tokens(module, seed: int) -> None:
         tensor([0, 0, 1, 2])})
     right = tensor([0.25, 0.25, 0.25, 0.5]).log()
     expect(logprobs, right, "their log-probabilities", {"these are probabilities: the logarithm is wanted":
-        right.exp()})
+        right.exp(), "that of the most probable token: the chosen one's is wanted": right[3:].expand(4)})
     expect(f(tensor([[0.0, 0.5, 0.5]]).log(), tensor([0.0]), 1.0)[0], tensor([1]), "p 0 .5 .5, u 0",
         {"a token of probability 0 was chosen": tensor([0])})
+    rare = f(tensor([[-16.0, 0.0]]), tensor([0.0]), 1.0)[1].item()
+    need(abs(rare + 16) < 1e-3, f"logits -16 0, u 0: the log-probability is -16, yours {rare:.4g}: a small "
+        "number added to the probability, or a limit below, changes it")
     logits = tensor([[0.0, 2.0]])
-    two = logits.div(2).log_softmax(-1)[0]
-    expect(f(logits, tensor([0.2]), 2.0)[1], two[:1], "logits 0 2, temperature 2, u .2",
+    two, given = logits.div(2).log_softmax(-1)[0], logits.clone()
+    expect(f(given, tensor([0.2]), 2.0)[1], two[:1], "logits 0 2, temperature 2, u .2",
         {"multiplied by the temperature: it divides": logits.mul(2).log_softmax(-1)[0, 1:],
         "the log-probability is that of temperature 1: the policy that samples is the one that is trained":
-        logits.log_softmax(-1)[0, :1], "temperature 1: it is not used": logits.log_softmax(-1)[0, 1:]})
+        logits.log_softmax(-1)[0, :1], "temperature 1: it is not used": logits.log_softmax(-1)[0, 1:],
+        "log-probabilities were divided, and no longer are some: the logits are divided":
+        logits.log_softmax(-1)[0, :1] / 2})
+    need(torch.equal(given, logits), "it changed the logits that it was given")
+    expect(f(tensor([[0.0, 0.3]]), tensor([0.01]), 0.1)[0], tensor([0]),
+        "logits 0 .3, temperature .1, u .01",
+        {"a low temperature was taken for 0: only 0 itself takes the most probable": tensor([1])})
+    logits = tensor([[1.0, 3.0, 0.0]])
     divided = "temperature 0: there is nothing to divide by, it takes the most probable token"
     need(not raises((RuntimeError, IndexError, ZeroDivisionError), lambda: f(logits, u[:1], 0.0)), divided)
     greedy = f(logits, tensor([0.0]), 0.0)
     need(greedy[1].isfinite().all(), divided)
-    expect(greedy[0], tensor([1]), "temperature 0, logits 0 2, u 0",
-        {"it draws: temperature 0 takes the most probable": tensor([0])})
-    expect(greedy[1], logits.log_softmax(-1)[0, 1:], "temperature 0",
-        {"the log-probability is that of temperature 1, not 0": tensor([0.0])})
+    expect(greedy[0], tensor([1]), "temperature 0, logits 1 3 0, u 0",
+        {"it draws: temperature 0 takes the most probable": tensor([0]),
+        "the least probable: temperature 0 takes the most probable": tensor([2])})
+    expect(greedy[1], logits.log_softmax(-1)[0, 1:2], "temperature 0",
+        {"the log-probability is that of temperature 1, not 0": tensor([0.0]),
+        "that is the logit: the log-probability is wanted": tensor([3.0])})
     g = numbers(seed)
     many = torch.randn(300, 2000, generator=g)
-    last = f(many, torch.full((300,), 1 - 2**-24), 1.0)[0]
-    tail = many.double().softmax(-1).cumsum(-1)[torch.arange(300), last]
-    need(tail.min() > 0.99,
-        "u next to 1, 2000 tokens: rounded sums end below u, and token 0 was chosen where none is above it")
+    often = f(many[:1].expand(1000, -1), (torch.arange(1000) + 0.5) / 1000, 1.0)[0].unique()
+    need(len(often) > 200,
+        f"2000 tokens, u evenly in [0, 1): only {len(often)} tokens ever come: nothing is cut off")
+    u = 0.98 * torch.rand(300, generator=g)
+    sums, chosen = many.double().softmax(-1).cumsum(-1), f(many, u, 1.0)[0][:, None]
+    need(chosen.max() < 2000 and (sums.gather(-1, chosen)[:, 0] > u - 5e-5).all()
+        and (F.pad(sums, (1, 0)).gather(-1, chosen)[:, 0] < u + 5e-5).all(),
+        "2000 tokens: u is not between the sums before and with the token: sums are rounded too much, they "
+        "want float32")
+    behind = "u next to 1, 2000 tokens: rounded sums end below u, and "
+    near = torch.full((300,), 1 - 2**-24)
+    need(not raises((IndexError, RuntimeError), lambda: f(many, near, 1.0)),
+        f"{behind}a token behind the last was chosen")
+    last = f(many, near, 1.0)[0]
+    bad = sums[torch.arange(300), last] <= 0.99
+    need(not bad.any() or (last != many.argmax(-1))[bad].any(),
+        "u next to 1, 2000 tokens: the most probable was chosen: the last possible one is wanted")
+    need(not bad.any(), f"{behind}token {last[bad.long().argmax()]} was chosen where none is above it")
     tail = torch.cat([many, torch.full((300, 9), -math.inf)], 1)
-    need((f(tail, torch.full((300,), 1 - 2**-24), 1.0)[0] < 2000).all(),
+    need((f(tail, near, 1.0)[0] < 2000).all(),
         "u next to 1, the last 9 of 2009 tokens are impossible: rounded sums end below u, and one was chosen")
-    need(f(many[:9].bfloat16(), torch.full((9,), 0.5), 1.0)[1].dtype == torch.float32,
-        "logits of bfloat16, as large models give: sums over a vocabulary want float32")
+    dtype = f(many[:9].bfloat16(), torch.full((9,), 0.5), 1.0)[1].dtype
+    need(dtype == torch.float32,
+        f"logits of bfloat16, as large models give: log-probabilities in float32 are wanted, not {dtype}")
     chosen = f(many[:1, :5].expand(4000, -1), (torch.arange(4000) + 0.5) / 4000, 1.0)[0]
     off = torch.bincount(chosen, minlength=5) / 4000 - many[0, :5].softmax(-1)
     need(off.abs().max() < 1e-3, "u evenly in [0, 1): each token is to come as often as it is probable")
@@ -629,42 +694,64 @@ def choose_tokens(module, seed: int) -> None:
 
 def group_advantages(module, seed: int) -> None:
     f = module.group_advantages
-    rewards = tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    centred = tensor([[0.75, -0.25, -0.25, -0.25], [0.25, 0.25, 0.25, -0.75]])
-    case = "rewards 1 0 0 0 and 1 1 1 0, eps 0.3"  # deviation 0.5 (G - 1) or 0.433 (G)
+    rewards = tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    centred, std = rewards - tensor([[0.25], [0.5]]), tensor([[1 / 4], [1 / 3]]).sqrt()
+    right = centred / (std + 0.3)
     given = rewards.clone()
-    expect(f(given, eps=0.3), centred / 0.8, case,
-        {"the deviation of the population: G - 1 is wanted, as TRL has it": centred / (0.1875**0.5 + 0.3),
-        "eps is not added to the deviation": centred / 0.5, "eps is 1e-4 whatever is asked": centred / 0.5001,
-        "eps stands under the root: it is added to the deviation": centred / 0.55**0.5,
-        "divided by the variance, not by its root": centred / 0.55, "not divided": centred,
-        "the mean is not taken off": rewards / 0.8,
-        "the mean of the others was taken off: the mean of the group is wanted": centred / 0.6,
+    got = f(given, eps=0.3)
+    need(got.shape == (2, 4), f"rewards (2, 4): advantages (2, 4) are wanted, yours are {tuple(got.shape)}")
+    expect(got, right, "rewards 1 0 0 0 and 1 1 0 0, eps 0.3",
+        {"the deviation of the population: G - 1 is wanted, as TRL has it": centred / (std * 0.75**0.5 + 0.3),
+        "eps is not added to the deviation": centred / std, "eps is 1e-4 whatever is asked":
+        centred / (std + 1e-4), "eps stands under the root: it is added to the deviation":
+        centred / (std**2 + 0.3).sqrt(), "divided by the variance, not by its root": centred / (std**2 + 0.3),
+        "divided by the deviation of the mean: by that of the rewards": centred / (std / 2 + 0.3),
+        "divided by the range: by the deviation": centred / 1.3, "divided by the mean absolute deviation, a "
+        "mean of squares is wanted": centred / (centred.abs().mean(1, keepdim=True) + 0.3),
+        "not divided": centred, "the mean is not taken off, or the median was, which is 0 here":
+        rewards / (std + 0.3),
+        "0.5 was taken off: the mean of the group is wanted": (rewards - 0.5) / (std + 0.3),
+        "the sign is turned round: it is reward minus mean": -right,
+        "what is below the mean got 0: it is to get less": right.clamp(min=0),
+        "the mean of the others was taken off: the mean of the group is wanted": right * 4 / 3,
         "mean and deviation of the whole batch: each group has its own":
-        (rewards - 0.5) / (rewards.std() + 0.3), "the mean of the whole batch: each group has its own":
-        (rewards - 0.5) / 0.8, "the deviation of the whole batch: each group has its own":
+        (rewards - 0.375) / (rewards.std() + 0.3), "the mean of the whole batch: each group has its own":
+        (rewards - 0.375) / (std + 0.3), "the deviation of the whole batch: each group has its own":
         centred / (rewards.std() + 0.3), "the mean over tasks: a group is a row":
-        (rewards - rewards.mean(0)) / 0.8})
+        (rewards - rewards.mean(0)) / (std + 0.3), "mean and deviation over tasks: a group is a row":
+        (rewards - rewards.mean(0)) / (rewards.std(0) + 0.3)})
     need(torch.equal(given, rewards), "it changed the rewards that it was given")
     expect(f(rewards, normalize="none"), centred, 'the same, normalize "none"',
-        {'"none" divides by the deviation, too': centred / (0.5 + 1e-4),
+        {'"none" divides by the deviation, too': centred / (std + 1e-4),
         "the mean is taken off, also without dividing": rewards})
+    for some, what in ((rewards[:1], "one task of 4 rollouts"), (rewards[:, ::3], "two tasks of 2 rollouts"),
+        (tensor([[1.0, 0.0], [1.0, 1.0]]), "a group of equal rewards beside another")):
+        need(not raises(ValueError, lambda some=some: f(some)), f"{what}: no error, only groups of ONE are")
+        need(f(some).shape == some.shape, f"{what}: the advantages are to have the shape of the rewards")
     for size in range(2, 14):
         for value in (0.1, 0.7, 1.0):
             for normalize in ("std", "none"):
                 need((f(torch.full((1, size), value), normalize) == 0).all(),
                     f"{size} equal rewards of {value}: exactly 0 is wanted; a rounded mean leaves a rest, "
                     "of which Adam makes full steps")
-    need(raises(ValueError, lambda: f(torch.ones(4, 1))),
-        "groups of one rollout, rewards (4, 1): nothing to be compared with, raise ValueError")
-    need(raises(ValueError, lambda: f(rewards, "mean")),
-        'normalize "mean" is neither "std" nor "none": raise ValueError')
+    for few in (0.008, 8e-5):
+        need((f(tensor([[0.0, few, 0.0, 0.0]])) != 0).all(),
+            f"rewards 0 {few} 0 0: a small deviation was taken for none: only EQUAL rewards get 0")
+    for normalize in ("std", "none"):
+        need(raises(ValueError, lambda how=normalize: f(torch.ones(4, 1), how)), "groups of one rollout, "
+            f'rewards (4, 1), normalize "{normalize}": nothing to be compared with, raise ValueError')
+    for other in ("mean", "group", "batch"):
+        try:
+            refused = raises(ValueError, lambda other=other: f(rewards, other))
+        except (AssertionError, LookupError) as error:
+            raise Wrong(f'normalize "{other}": raise ValueError, not {type(error).__name__}') from None
+        need(refused, f'normalize "{other}" is neither "std" nor "none": raise ValueError')
     rewards = torch.rand(5, 6, generator=numbers(seed))
-    got = f(rewards)
-    expect(got.sum(1), torch.zeros(5), "random rewards: advantages of a group add up to 0")
+    got, mean = f(rewards), rewards.mean(1, keepdim=True)
+    expect(got, (rewards - mean) / (rewards.std(1, keepdim=True) + 1e-4), "random rewards between 0 and 1",
+        {"the deviation is that of rewards of 0 or 1, p (1 - p): rewards may be any numbers":
+        (rewards - mean) / ((mean * (1 - mean) * 6 / 5).sqrt() + 1e-4)})
     expect(f(rewards + 3), got, "random rewards: 3 more for everybody changes nothing")
-    expect(got.std(1), rewards.std(1) / (rewards.std(1) + 1e-4),
-        "random rewards: the advantages' deviation is 1")
 
 
 # ------------------------------------------------------------------------------------------ 11 token_weights
@@ -672,9 +759,9 @@ def group_advantages(module, seed: int) -> None:
 
 def token_weights(module, seed: int) -> None:
     f = module.token_weights
-    mask = tensor([[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
-    sequence, constant = mask * tensor([[0.25], [0.5]]), mask / 10
-    wrong = {"that is the mean over all tokens": mask / 3, "that is the mean over rollouts": sequence,
+    mask = tensor([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    sequence, constant = mask * tensor([[1 / 6], [1 / 2]]), mask / 10
+    wrong = {"that is the mean over all tokens": mask / 4, "that is the mean over rollouts": sequence,
         "that is the sum over N * T": constant, "padding has a weight: it is no token":
         torch.full((2, 5), 1 / 10)}
 
@@ -685,27 +772,43 @@ def token_weights(module, seed: int) -> None:
         need(isinstance(x, Tensor), "reduce sums tensors: a plain number it would leave as it is")
         return 2 * x
 
-    case = "responses of 2 and 1 tokens, T = 5"
-    expect(f(mask), sequence, f"sequence, {case}", others("rollouts") | {
+    case = "responses of 3 and 1 tokens, T = 5"
+    given = mask.clone()
+    got = f(given)
+    need(torch.equal(given, mask), "it changed the mask that it was given")
+    need(got.shape == (2, 5), f"every token has a weight: (2, 5) is wanted, yours are {tuple(got.shape)}")
+    expect(got, sequence, f"sequence, {case}", others("rollouts") | {
         "not divided by the number of rollouts": 2 * sequence, "padding has a weight":
-        tensor([[0.25] * 5, [0.5] * 5])})
-    expect(f(mask, "token"), mask / 3, f"token, {case}", others("tokens"))
+        tensor([[1 / 6] * 5, [1 / 2] * 5]), "not divided by the response's length": mask / 2,
+        "divided by the tokens of the column: by those of the row": mask / tensor([4.0, 2.0, 2.0, 1.0, 1.0])})
+    expect(f(mask, "token"), mask / 4, f"token, {case}", others("tokens") | {
+        "padding has a weight": torch.full((2, 5), 1 / 4)})
     expect(f(mask, "constant"), constant, f"constant, {case}", others("sum") | {"divided by T alone: N * T":
         mask / 5, "divided by N alone: N * T": mask / 2,
-        "divided by the longest response: T is the width of the mask": mask / 4})
-    empty = f(tensor([[1.0, 1.0], [0.0, 0.0]]))
-    need(empty.isfinite().all(), "a response without tokens: 0 / 0 is nan, its weights are 0")
-    expect(empty, tensor([[0.25, 0.25], [0.0, 0.0]]), "responses of 2 and 0 tokens",
-        {"a response without tokens counts in N, too": tensor([[0.5, 0.5], [0.0, 0.0]])})
+        "divided by the longest response: T is the width of the mask": mask / 6})
+    empty = tensor([[1.0, 1.0], [0.0, 0.0]])
+    need(f(empty).isfinite().all(), "a response without tokens: 0 / 0 is nan, its weights are 0")
+    for name in ("sequence", "constant"):
+        expect(f(empty, name), empty / 4, f"{name}, responses of 2 and 0 tokens",
+            {"a response without tokens counts in N, too": empty / 2})
     expect(f(torch.zeros(2, 2), "token"), torch.zeros(2, 2), "no token at all",
         {"0 / 0 is nan, the weights are 0": torch.full((2, 2), math.nan)})
-    for name, right in (("sequence", sequence / 2), ("token", mask / 6), ("constant", constant / 2)):
+    for name, right in (("sequence", sequence / 2), ("token", mask / 8), ("constant", constant / 2)):
         expect(f(mask, name, twice), right, f"{name}, two processes with such a batch each",
             {"reduce is not used: weights are those of the whole batch, over all processes": 2 * right,
-            "a length is its response's own: only counts of the whole batch are summed over processes":
-            right / 2})
-    need(raises(ValueError, lambda: f(mask, "tokens")),
-        'loss_norm "tokens" is none of the three: raise ValueError')
+            "a length is its response's own: only counts of the whole batch are summed over processes"
+            if name == "sequence" else "one count is summed over processes, and once": right / 2,
+            "the weights were summed over processes: the counts are": 4 * right})
+    for name, right in (("sequence", sequence * 2 / 5), ("token", mask / 7)):
+        expect(f(mask, name, lambda x: x + 3), right, f"{name}, another process has 3 responses of 1 token",
+            {"the mean of the processes' means: sum the counts, or tokens of a small batch weigh more":
+            (sequence if name == "sequence" else mask / 4) / 4})
+    for other in ("tokens", "seq"):
+        try:
+            refused = raises(ValueError, lambda other=other: f(mask, other))
+        except (AssertionError, LookupError) as error:
+            raise Wrong(f'loss_norm "{other}": raise ValueError, not {type(error).__name__}') from None
+        need(refused, f'loss_norm "{other}" is none of the three: raise ValueError')
     g = numbers(seed)
     lengths = torch.randint(1, 7, (9, 1), generator=g)
     mask = (torch.arange(6) < lengths).float()
