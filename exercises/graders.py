@@ -354,8 +354,11 @@ def gcn_layer(module, seed: int) -> None:
         layer.linear.weight.fill_(1.0)
         layer.linear.bias.fill_(0.0)
     x, edges, r6, r2 = tensor([[1.0], [2.0], [3.0]]), tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), 6**0.5, 2**0.5
-    given = x.clone()
+    given, ways = x.clone(), edges.clone()
     got = layer(x, edges).flatten()
+    need(torch.equal(x, given) and torch.equal(edges, ways), "it changed the x or the edges it was given")
+    need(close(got, layer(x, edges).flatten()),
+        "the same x gives other numbers at each call: the weights are those of self.linear, without dropout")
     expect(got, tensor([1 / 2 + 2 / r6, 1 / r6 + 2 / 3 + 3 / r6, 2 / r6 + 3 / 2]),
         "a path 0 - 1 - 2, x = 1 2 3, W = 1", {"self-loops are missing: A + I, a node hears itself, too":
         tensor([2 / r6, 4 / r6, 2 / r6]), "self-loops are missing in the sum and in the degrees":
@@ -371,8 +374,25 @@ def gcn_layer(module, seed: int) -> None:
         tensor([1 / 2, 2 / 3, 3 / 2]), "divided by D on both sides: by its square root":
         tensor([1 / 4 + 2 / 6, 1 / 6 + 2 / 9 + 3 / 6, 2 / 6 + 3 / 4]),
         "edges stand there both ways already: yours count twice": tensor([1 / 3 + 4 / 15**0.5,
-        2 / 15**0.5 + 2 / 5 + 6 / 15**0.5, 4 / 15**0.5 + 3 / 3])})
-    need(torch.equal(x, given), "it changed the x that it was given")
+        2 / 15**0.5 + 2 / 5 + 6 / 15**0.5, 4 / 15**0.5 + 3 / 3]),
+        "the self-loop is divided by D, too: yours adds x itself to the rest":
+        tensor([1 + 2 / r6, 4 / r6 + 2, 2 / r6 + 3]),
+        "the self-loop came twice: once in the edges or at the start, and once more":
+        tensor([1 + 2 / r6, 4 / r6 + 4 / 3, 2 / r6 + 3]),
+        "the self-loop came twice, in the sum and in the degrees: A + I has one":
+        tensor([2 / 3 + 2 / 12**0.5, 4 / 12**0.5 + 1, 2 / 12**0.5 + 2]),
+        "x was added at the end: a residual connection is not in the equation":
+        tensor([1.5 + 2 / r6, 4 / r6 + 2 / 3 + 2, 2 / r6 + 4.5]),
+        "D^-1 on the side of the sender: the square root is taken on both sides":
+        tensor([1 / 2 + 2 / 3, 1 / 2 + 2 / 3 + 3 / 2, 2 / 3 + 3 / 2]),
+        "multiplied by the root of D on both sides: divide by it":
+        tensor([2 + 2 * r6, r6 + 6 + 3 * r6, 2 * r6 + 6]),
+        "node 1 has degree 3: degree[target] += 1 does not add twice, bincount does":
+        tensor([1.5, 3.0, 2.5]),
+        "all that comes to a node is summed up: yours takes the largest": tensor([2.0, 3.0, 3.0])})
+    star = tensor([[0] * 8, list(range(1, 9))])
+    hub = layer(torch.ones(9, 1), torch.cat([star, star.flip(0)], 1))[0, 0]
+    expect(hub, tensor(1 / 9 + 8 / 18**0.5), "a star, node 0 with 1 to 8, x and W = 1: node 0")
     with torch.no_grad():
         layer.linear.bias.fill_(-10.0)
     along, got = -10 * tensor([1 / 2 + 1 / r6, 2 / r6 + 1 / 3, 1 / r6 + 1 / 2]), got.detach()
@@ -380,11 +400,26 @@ def gcn_layer(module, seed: int) -> None:
         {"the bias went along the edges: W X first, the bias at the end": got + along,
         "the bias came twice, and once along the edges": got + along - 10, "the bias is missing": got,
         "a relu: that is the network's, not the layer's": torch.zeros(3)})
+    out = layer(x.requires_grad_(), edges).sum()
+    for name, value in (("x", x), ("self.linear.weight", layer.linear.weight)):
+        need(out.requires_grad and torch.autograd.grad(out, value, retain_graph=True, allow_unused=True)[0]
+            is not None, f"no gradient comes to {name} (detach, .data or no_grad): training needs it")
     g, layer = numbers(seed), module.GCNLayer(4, 6)
     x, pairs = (torch.randn(9, 4, generator=g), torch.tensor([[0, 1], [1, 2], [4, 2], [5, 6], [6, 7], [0, 7],
         [3, 5]]).T)
     edges, order = torch.cat([pairs, pairs.flip(0)], 1), torch.randperm(9, generator=g)
-    expect(layer(x, edges)[8], layer.linear(x[8]), "a node without edges gives W x + b")
+    crash = RuntimeError, IndexError, AssertionError, ValueError
+    need(not raises(crash, lambda: layer(x[:8], edges)),
+        "8 nodes, 4 numbers in, 6 out: the shapes do not fit, self.linear.weight is (out_dim, in_dim)")
+    need(layer(x[:8], edges).shape == (8, 6), "the shape (n, out_dim) is wanted, a row for each node")
+    need(not raises(crash, lambda: layer(x, edges)),
+        "an error where the last node has no edge: the nodes are the rows of x, not those in edge_index")
+    expect(layer(x, edges)[8], layer.linear(x[8]), "a node without edges gives W x + b",
+        {"its self-loop stays, yours is the bias alone": layer.linear.bias})
+    none = edges[:, :0]
+    need(not raises(crash, lambda: layer(x, none)), "no edges at all: an error, and W x + b is wanted")
+    expect(layer(x, none), layer.linear(x), "no edges at all gives W x + b",
+        {"the self-loops stay, yours is the bias alone": layer.linear.bias.expand(9, 6)})
     place = order.argsort()
     expect(layer(x[order], place[edges]), layer(x, edges)[order],
         "nodes in another order give the same, in that order")
@@ -396,43 +431,64 @@ def gcn_layer(module, seed: int) -> None:
 def leave_one_out(module, seed: int) -> None:
     g = numbers(seed)
     groups = module.Groups(*(torch.randn(4, *shape, generator=g) for shape in ((8,), (2, 8), (2, 8), (2, 3))))
-    copy, sibling = (
-        tensor([0, 1, 0, 3]),
-        tensor([0, 1, 2, 1]),
-    )  # 2 is a copy of 0; 3 another group of 1's query
-    groups = groups.rows(copy)._replace(queries=groups.queries[copy][sibling])
-    got, right = module.same_rollouts(groups), torch.eye(4, dtype=torch.bool)
+    copy, query, answer = tensor([0, 1, 0, 3, 2]), tensor([0, 1, 0, 1, 2]), tensor([0, 1, 0, 3, 1])
+    groups = groups.rows(copy)._replace(queries=groups.queries[query], answers=groups.answers[answer])
+    given = [part.clone() for part in groups]  # 2 is a copy of 0; 3 has the query of 1; 4 the answers of 1
+    got, right = module.same_rollouts(groups), torch.eye(5, dtype=torch.bool)
+    need(all(map(torch.equal, groups, given)), "it changed the groups that it was given")
     right[0, 2] = right[2, 0] = True
-    kin = right.clone()
-    kin[1, 3] = kin[3, 1] = True
-    need(isinstance(got, Tensor) and got.shape == (4, 4) and got.dtype == torch.bool,
+    kin, pair = right.clone(), torch.zeros(5, 5, dtype=torch.bool)
+    kin[1, 3] = kin[3, 1] = pair[1, 4] = pair[4, 1] = True
+    need(isinstance(got, Tensor) and got.shape == (5, 5) and got.dtype == torch.bool,
         "a mask (M, M) of bool is wanted")
-    expect(got, right, "groups 0 and 2 are copies, 1 and 3 of one query",
-        {"a group's copy still tells it its own rewards: equal rollouts are hidden, too": torch.eye(4).bool(),
+    expect(got, right, "groups 0 and 2 are copies, 1 and 3 of one query, 1 and 4 of the same answers",
+        {"a group's copy still tells it its own rewards: equal rollouts are hidden, too": torch.eye(5).bool(),
         "siblings, other groups of one query, are hidden: they may be heard": kin,
+        "equal answers were enough: the query, thinkings and features are to be equal, too": right | pair,
+        "one equal number or part was enough: all are to be equal (all, and; not any, or)": kin | pair,
         "the mask is upside down: True hides": ~right, "a group is hidden from itself, too":
-        right & ~torch.eye(4).bool(), "a copy hides one way only, the mask is symmetric": right.triu()})
-    near = groups.rows(tensor([0, 0, 1, 3]))  # rows 0 and 1 differ in one number
-    other = near._replace(**{part: getattr(near, part).clone() for part in near._fields})
-    for values in other[1:]:
-        values[1] = values[1].flip(0)
-    need(not module.same_rollouts(other)[0, 1],
+        right & ~torch.eye(5).bool(), "a copy hides one way only, the mask is symmetric": right.triu(),
+        "a copy hides one way only, the mask is symmetric; yours is its lower half": right.tril()})
+    near = groups.rows(tensor([0, 0, 1, 3]))  # rows 0 and 1 are copies, until one of them is changed
+    flipped = [torch.cat([part[:1], part[1:2].flip(1), part[2:]]) for part in near[1:]]
+    need(not module.same_rollouts(type(near)(near.queries, *flipped))[0, 1],
         "the same rollouts in another order were taken for a copy: equal rollout by rollout is wanted")
-    for part in ("thinkings", "answers", "features", "queries"):
-        values = getattr(near, part).clone()
-        values[1].view(-1)[-1] += 0.01
-        pair = module.same_rollouts(near._replace(**{part: values}))
-        need(not pair[0, 1],
-            f"two groups that differ in their {part} are not the same: copies are equal in every number")
-    size = 12
-    many = groups.rows(torch.randint(4, (size,), generator=g))
+    swap = {"thinkings": torch.cat([near.thinkings[:1], near.answers[1:]]),
+        "answers": torch.cat([near.answers[:1], near.thinkings[1:]])}
+    need(not module.same_rollouts(near._replace(**swap))[0, 1],
+        "thinkings and answers changed places, and that was taken for a copy: each part is to be equal")
+    number = "copies are equal in every number"
+    for change, where, why in (  # x: the numbers of a part in a row, its second half of the second rollout
+        (lambda x, i: x + 1, "in their {}", number),
+        (lambda x, i: x * 2, "in the length of their {}", f"do not normalise, {number}"),
+        (lambda x, i: x.roll(len(x) // 2), "in the order of their {}", f"rollout by rollout {number}"),
+        (lambda x, i: x + (i >= len(x) / 2), "in the {} of one rollout", f"in all rollouts {number}"),
+        (lambda x, i: x + (i == len(x) - 1), "in one number of their {}", number),
+        (lambda x, i: x + 0.01 * (i == len(x) - 1), "by 0.01 in one number of their {}",
+            f"{number}, and a wide tolerance, a mean or a cosine overlooks one"),
+    ):
+        for part in ("thinkings", "answers", "features", "queries"):
+            values = getattr(near, part).clone()
+            row = values[1].view(-1)
+            row.copy_(change(row, torch.arange(len(row))))
+            need(not module.same_rollouts(near._replace(**{part: values}))[0, 1],
+                f"two groups that differ {where.format(part)} are not the same: {why}")
+    near.answers[:2, 0] = 0.5 * 10.0 ** -torch.arange(8)
+    hair = 1 + 2e-7 * tensor([1.0, -1.0, 0.0, 0.0])
+    rounded = type(near)(*((part.flatten(1) * hair[:, None]).view_as(part) for part in near))
+    pair = module.same_rollouts(rounded)
+    need(pair[0, 1], "copies that differ by 4e-7 of each number, as another batch rounds, "
+        "stay copies: leave a tolerance (== has none, nor has == after rounding: 0.00005 goes up or down)")
+    size = 60
+    many = module.Groups(*(torch.randn(size, *part.shape[1:], generator=g) for part in groups))
+    many = many.rows(torch.randint(size, (size,), generator=g))
     hidden = module.same_rollouts(many)
+    need(hidden.diagonal().all(), "60 groups: one is not hidden from itself, and of 5 groups each was "
+        "(cdist, say, multiplies matrices over 25 rows: too coarse in float32)")
     rewards = torch.randint(2, (size,), generator=g).double() * 2 - 1
     weights = torch.rand(size, size, generator=g).double()
-    weights = weights.masked_fill(
-        hidden, 0.0
-    )  # a memory of one layer: everybody votes for whom the mask lets through
-    row = many.answers[:, 0, 0] == many.answers[0, 0, 0]
+    weights = weights.masked_fill(hidden, 0.0)  # a memory of one layer: whom the mask lets through, votes
+    row = many.features[:, 0, 0] == many.features[0, 0, 0]
     moved = (weights @ rewards.where(~row, -rewards)) != (weights @ rewards)
     need(not moved[row].any(),
         "random groups: flip the label of a group and of its copies, and their own logit moves")
@@ -444,30 +500,39 @@ def leave_one_out(module, seed: int) -> None:
 
 def metrics(module, seed: int) -> None:
     f = module.metrics
-    p, r = tensor([0.9, 0.8, 0.3, 0.1]), tensor([1.0, 0.0, 1.0, 0.0])
+    p, r = tensor([0.9, 0.8, 0.7, 0.3, 0.1]), tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    given = p.clone(), r.clone()
     found = f(p, r)
+    need(torch.equal(p, given[0]) and torch.equal(r, given[1]), "it changed what it was given")
     names = {"accuracy", "precision", "recall", "f1", "fp_rate", "auc"}
     need(set(found) == names, f"wanted are {', '.join(sorted(names))}")
     need(all(isinstance(value, (int, float)) for value in found.values()), "floats are wanted, not tensors")
-    expect(found["auc"], 0.75, "auc of p .9 .8 .3 .1, rewards 1 0 1 0",
-        {"that is the auc of the predictions, 0 or 1: the probabilities tell more": 0.5,
-        "turned round: 1 is wanted where all right ones score higher": 0.25,
-        "ranks start at 1, and n (n + 1) / 2 of them are those among the right ones": 1.5})
-    p, r = tensor([0.9, 0.8, 0.8, 0.1]), tensor([1.0, 0.0, 1.0, 0.0])
-    found = f(p, r)
-    case = "p .9 .8 .8 .1, rewards 1 0 1 0"
-    ties = {"a tie of right and wrong counts as won: it is one half": 1.0,
-        "a tie of right and wrong counts as lost: it is one half": 0.75}
-    expect(found["auc"], 0.875, f"auc of {case}", ties)
-    expect(f(p.flip(0), r.flip(0))["auc"], 0.875, f"auc of {case}, in another order", ties)
-    p, r = tensor([0.9, 0.6, 0.7, 0.2, 0.1, 0.3]), tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0])
-    found, case = f(p, r), "p .9 .6 .7 .2 .1 .3, rewards 1 0 0 1 0 1"
+    expect(found["auc"], 2 / 3, "auc of p .9 .8 .7 .3 .1, rewards 1 0 1 1 0", {"it was rounded": 0.667,
+        "that is the auc of the predictions, 0 or 1: the probabilities tell more": 7 / 12,
+        "turned round: 1 is wanted where all right ones score higher": 1 / 3,
+        "your ranks start at 0, and n (n + 1) / 2 is for ranks from 1": 1 / 6,
+        "ranks start at 1, and n (n + 1) / 2 of them are those among the right ones": 5 / 3,
+        "every right one is compared with every wrong one, and yours compares a few (or two medians)": 1.0})
+    p, r = tensor([0.95, 0.9, 0.8, 0.8, 0.1]), tensor([0.0, 1.0, 0.0, 1.0, 0.0])
+    auc, case = f(p, r)["auc"], "p .95 .9 .8 .8 .1, rewards 0 1 0 1 0"
+    need(close(auc, f(p.flip(0), r.flip(0))["auc"]), f"auc of {case}: back to front they give another, "
+        "so among equal p the place decides: a tie is one half")
+    expect(auc, 3.5 / 6, f"auc of {case}", {"a tie of right and wrong counts as won: it is one half": 4 / 6,
+        "a tie of right and wrong counts as lost: it is one half": 3 / 6,
+        "pairs that tie were left out: they are pairs, too, and count one half": 3 / 5})
+    p, r = tensor([0.9, 0.6, 0.7, 0.2, 0.1, 0.3, 0.4, 0.4]), tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+    found, case = f(p, r), "p .9 .6 .7 .2 .1 .3 .4 .4, rewards 1 0 0 1 0 1 0 0"
+    of_wrong = "the share of the WRONG rollouts that are rewarded, yours is"
     for name, right, suspects in [
+        ("accuracy", 4 / 8, {"a share is wanted, not percent": 50.0,
+            "only hits count in yours: a wrong one that is not rewarded is decided right, too": 1 / 8,
+            "the mean of recall and 1 - fp_rate: the share of right decisions is wanted": 7 / 15}),
         ("precision", 1 / 3, {}),
         ("recall", 1 / 3, {}),
-        ("f1", 1 / 3, {}),
-        ("accuracy", 1 / 3, {}),
-        ("fp_rate", 2 / 3, {"the share of the WRONG rollouts that are rewarded, yours is of all": 1 / 3}),
+        ("f1", 1 / 3, {"twice the hits, yours has them once": 1 / 6,
+            "the mean of the f1 of right and of wrong ones: that of the right ones is wanted": 7 / 15}),
+        ("fp_rate", 2 / 5, {f"{of_wrong} of all": 1 / 4, f"{of_wrong} of the rewarded ones": 2 / 3,
+            f"{of_wrong} of those that are not: 1 - fp_rate": 3 / 5}),
     ]:
         expect(found[name], right, f"{name} of {case}", suspects)
     found = f(tensor([0.9, 0.8, 0.7, 0.6, 0.1]), tensor([1.0, 0.0, 0.0, 0.0, 1.0]))
@@ -476,15 +541,6 @@ def metrics(module, seed: int) -> None:
     expect(found["recall"], 0.5, f"recall of {case}")
     expect(found["f1"], 1 / 3, f"f1 of {case}",
         {"the plain mean of precision and recall: f1 is their harmonic mean": 0.375})
-    expect(found["fp_rate"], 1.0, f"fp_rate of {case}",
-        {"the share of the WRONG rollouts that are rewarded, yours is of the rewarded ones": 0.75})
-    expect(f(tensor([0.5, 0.4]), tensor([0.0, 0.0]))["accuracy"], 1.0, "p .5 .4, rewards 0 0",
-        {"0.5 is not above the threshold 0.5": 0.5})
-    expect(f(tensor([0.6, 0.4]), tensor([0.0, 0.0]), 0.7)["accuracy"], 1.0,
-        "p .6 .4, rewards 0 0, threshold 0.7", {"it was compared with 0.5: the threshold is not used": 0.5})
-    expect(f(tensor([0.6, 0.4]), tensor([0.0, 1.0]))["f1"], 0.0, "f1 of p .6 .4, rewards 0 1",
-        {"precision and recall are 0, and twice the hits, 0, over predicted plus right, 2, is no 0 / 0":
-        math.nan})
     for name, p, r, text in (
         ("auc", [0.6, 0.4], [0.0, 0.0], "without a right rollout"),
         ("recall", [0.6, 0.4], [0.0, 0.0], "without a right rollout"),
@@ -492,17 +548,31 @@ def metrics(module, seed: int) -> None:
         ("fp_rate", [0.9, 0.8], [1.0, 1.0], "without a wrong rollout"),
         ("precision", [0.1], [1.0], "where nothing is rewarded"),
         ("f1", [0.1], [0.0], "where nothing is rewarded and nothing is right"),
+        ("accuracy", [], [], "of no rollouts"),
+        ("auc", [], [], "of no rollouts"),
     ):
         try:
             value = f(tensor(p), tensor(r))[name]
-        except ZeroDivisionError:
+        except (ZeroDivisionError, RuntimeError, ValueError, IndexError):
             value = 0.0
         need(value != value, f"{name} {text} is 0 / 0: nan, no number and no error")
+    expect(f(tensor([0.5, 0.4]), tensor([0.0, 0.0]))["accuracy"], 1.0, "accuracy of p .5 .4, rewards 0 0",
+        {"0.5 is not above the threshold 0.5": 0.5,
+        "no rollout is right, and both are decided right: 2 of 2 is no 0 / 0": math.nan})
+    expect(f(tensor([0.6, 0.4]), tensor([0.0, 0.0]), 0.7)["accuracy"], 1.0,
+        "p .6 .4, rewards 0 0, threshold 0.7", {"it was compared with 0.5: the threshold is not used": 0.5})
+    expect(f(tensor([0.6, 0.4]), tensor([1.0, 0.0]), 1.0)["recall"], 0.0,
+        "recall of p .6 .4, rewards 1 0, threshold 1",
+        {"the threshold is for the probabilities, and the rewards were compared with it, too": math.nan})
+    expect(f(tensor([0.6, 0.4]), tensor([0.0, 1.0]))["f1"], 0.0, "f1 of p .6 .4, rewards 0 1",
+        {"precision and recall are 0, and twice the hits, 0, over predicted plus right, 2, is no 0 / 0":
+        math.nan})
     g = numbers(seed)
     p, r = torch.randint(8, (60,), generator=g) / 8, torch.randint(2, (60,), generator=g).float()
     auc = f(p, r)["auc"]
     expect(f(p**3, r)["auc"], auc, "random p with ties: p ** 3 has the same order, and the same auc")
     expect(f(1 - p, r)["auc"], 1 - auc, "random p with ties: 1 - p turns the auc round")
+    expect(f(p.repeat(20), r.repeat(20))["auc"], auc, "random p, each rollout twenty times: the same auc")
     mean = sum((a > b).item() + 0.5 * (a == b).item() for a in p[r == 1] for b in p[r == 0])
     expect(auc, float(mean / (r == 1).sum() / (r == 0).sum()), "random p with ties: auc counts pairs")
 
