@@ -141,7 +141,8 @@ def test_grading_a_hand_in_takes_its_functions_and_their_helpers_alone(tmp_path,
     course.main(["handout", str(hand_in)])
     text = (hand_in / "memreward.py").read_text().replace("from collections import Counter", "import hashlib")
     text = text.replace(BLANK_1, "import collections\n"
-                                 "    return most_common(collections.Counter(key for key in keys if key is not None))")
+                                 "    given = [key for key in keys if key is not None]\n"
+                                 "    return most_common(collections.Counter(given))")
     text += "\n\ndef most_common(counts):\n    return max(counts, key=counts.get, default=None)\n"
     (hand_in / "memreward.py").write_text(text)
     (hand_in / "gnn.py").write_text("def knn(:\n")
