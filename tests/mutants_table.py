@@ -176,6 +176,7 @@ TABLE = {
     ]),
     "train.py": (["tests/test_steps.py", "tests/test_labels.py", "tests/test_train.py",
                   "tests/test_survival.py"], [
+        ("config.resume or config.output_dir or", "config.output_dir or config.resume or"),  # a moved folder
         ('config.mode == "r1p":', 'config.mode == "r1p" and not config.resume:'),
         ("    if done is None:\n", "    if not done:\n"),  # resumed at step 0: a second warm-up
         ("    if not done:\n        run.optimizer", "    run.optimizer"),  # Adam is forgotten at resume

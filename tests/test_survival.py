@@ -188,24 +188,25 @@ def test_damage_anywhere_in_a_large_file_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_a_run_goes_on_beyond_its_end(quick, straight, steps, monkeypatch):
-    """--resume RUN --steps MORE: what it leaves is what one longer run leaves, also where the shorter one was
-    evaluated and saved at a step at which the longer one is not."""
+def test_a_run_goes_on_beyond_its_end(quick, straight, steps, monkeypatch, tmp_path):
+    """--resume RUN --steps MORE, in a folder that was moved: what it leaves is what one longer run leaves,
+    also where the shorter one was evaluated and saved at a step at which the longer one is not."""
     config = quick(mode="memreward", **{**SETTINGS, "steps": steps})
     with monkeypatch.context() as patch:  # as if it had taken 1000 s longer
         patch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + 1000))
         train.train(config)
-    arguments = ["--resume", config.output_dir, "--steps", "4"]
+    folder = Path(config.output_dir).rename(tmp_path / "moved")
+    arguments = ["--resume", str(folder), "--steps", "4"]
     train.train(settings.parse(arguments, train.Config, {"train": ""})[1])
     longer = straight(quick, "memreward")
-    assert outcome(config.output_dir) == outcome(longer)
-    assert json.loads((Path(config.output_dir) / "results.json").read_text())["seconds"] > 1000
-    saved = [json.loads((Path(folder) / "config.json").read_text()) for folder in (config.output_dir, longer)]
+    assert outcome(folder) == outcome(longer)
+    assert json.loads((folder / "results.json").read_text())["seconds"] > 1000
+    saved = [json.loads((path / "config.json").read_text()) for path in (folder, longer)]
     assert [one | {"output_dir": None} for one in saved[:1]] == [
         one | {"output_dir": None} for one in saved[1:]
     ]
     with pytest.raises(ValueError, match="steps: .* is a run of 4 steps already"):
-        settings.parse(["--resume", config.output_dir, "--steps", "3"], train.Config, {"train": ""})
+        settings.parse(["--resume", str(folder), "--steps", "3"], train.Config, {"train": ""})
 
 
 def test_the_data_must_be_the_same(quick, tmp_path):
