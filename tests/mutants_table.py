@@ -223,6 +223,8 @@ TABLE = {
         ("lr=config.learning_rate, weight_decay=0.0)", "lr=config.learning_rate)"),
         ('for name in ("checkpoints", "results.json"))', 'for name in ("results.json",))'),
         ('"warm_up": drift.warm_up,', '"warm_up": len(drift.rewards),'),
+        ('(folder / "tasks.json").read_text()) == chosen,',  # other test tasks
+            '(folder / "tasks.json").read_text())["labelled"] == chosen["labelled"],'),
         ("zlib.crc32(block, total)", "zlib.crc32(block)"),
         ('time.perf_counter() - state["seconds"]', "time.perf_counter()"),
         ("reference=frozen(), sampler", "reference=policy, sampler"),
@@ -255,11 +257,16 @@ TABLE = {
             '"before": log.evaluations[0], "after": log.evaluations[0]'),
         ("(folder / \"tasks.json\").read_text()) == chosen", "(folder / \"tasks.json\").read_text())"),
     ]),
-    "lab/log.py": (["lab/log.py", "tests/test_steps.py", "tests/test_train.py"], [
+    "lab/log.py": (["lab/log.py", "tests/test_steps.py", "tests/test_train.py", "tests/test_processes.py"], [
+        ("[row for group in gather(run, groups) for row in group]", "gather(run, found)"),
         ("& ~right[:, None]", "& right[:, None]"),
         ("(self.evaluations[0], self.evaluations[-1])", "self.evaluations[-2:]"),
         ("(order < 0).float()", "(order <= 0).float()"),
         ("(higher + 1) / 2", "(higher > 0).float()"),
+        ("next(rewards) if has else None", "next(rewards) if has else 0.0"),
+        ("for _, reward, agreement, _ in rows]", "for reward, _, agreement, _ in rows]"),
+        ('[best for history in histories for best in history if best["best"]]',
+            '[max(history, key=lambda row: row["val_auc"]) for history in histories]'),
         ("for query in ids for _ in range(rewards.shape[1])]",
             "for _ in range(rewards.shape[1]) for query in ids]"),
         ("group.count(key) / size if key is not None else 0.0", "group.count(key) / size"),

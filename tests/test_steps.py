@@ -492,6 +492,7 @@ def test_the_audit_takes_the_groups_of_unlabelled_tasks_in_their_order():
     run = SimpleNamespace(config=SimpleNamespace(group_size=2), memory=SimpleNamespace(predict=predict),
                           accelerator=SimpleNamespace(num_processes=1))
     audit = Audit(whole, SimpleNamespace(threshold=0.5, group_size=2))
+    assert audit.verify(shown, texts[::2]) == [1.0, 1.0, 1.0, 0.0, None]
     audit.begin(experience)
     audit.add(run, experience)
     assert asked == [[1.0, 3.0]]
@@ -507,9 +508,9 @@ def test_the_audit_tells_domains_apart():
     """Math: a group in order and one the wrong way round. Code: a group believed whole, half rightly."""
     audit = Audit([], SimpleNamespace(threshold=0.5, group_size=2))
     audit.extend([(0.9, 0.0, 0.5, "qa"), (0.8, 0.0, 0.5, "qa")])  # before the last look
-    audit.extend([(0.9, 1.0, 0.5, "math"), (0.1, 0.0, 0.5, "math"),
+    audit.extend([(0.9, 1.0, 0.75, "math"), (0.1, 0.0, 0.25, "math"),
                   (0.8, 1.0, 0.5, "code"), (0.7, 0.0, 0.5, "code"),
-                  (0.2, 1.0, 0.5, "math"), (0.6, 0.0, 0.5, "math")])
+                  (0.2, 1.0, 0.25, "math"), (0.6, 0.0, 0.5, "math")])
     told = audit.metrics(2)
     assert {name: value for name, value in told.items() if name.startswith("math/")} == {
         "math/accuracy": 0.5, "math/fp_rate": 0.5, "math/auc": 0.75, "math/group_auc": 0.5,
@@ -518,6 +519,7 @@ def test_the_audit_tells_domains_apart():
         "code/accuracy": 0.5, "code/fp_rate": 1.0, "code/auc": 1.0, "code/group_auc": 1.0,
         "code/right": 0.5, "code/rollouts": 2}
     assert told["accuracy"] == 0.5 and told["rollouts"] == 6 and "qa/accuracy" not in told
+    assert told["agreement_auc"] == pytest.approx((3 + 2 + 0.5) / 9)
     whole = audit.metrics()
     assert whole["qa/auc"] is None and whole["qa/group_auc"] is None and whole["qa/right"] == 0
 

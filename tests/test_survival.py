@@ -217,9 +217,12 @@ def test_the_data_must_be_the_same(quick, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)))
     config = quick(mode="r1p", tasks=str(file))
     train.train(config)
-    file.write_text("\n".join(map(json.dumps, rows[:-20])))
-    with pytest.raises(ValueError, match="the data changed since the run began"):
-        train.train(go_on(config))
+    tested = json.loads((tmp_path / "run" / "tasks.json").read_text())["test"]
+    others = [row for row in rows if row["id"] != tested[0].rpartition("/")[2]]
+    for changed in (rows[:-20], others):  # other tasks to train on, to test on
+        file.write_text("\n".join(map(json.dumps, changed)))
+        with pytest.raises(ValueError, match="the data changed since the run began"):
+            train.train(go_on(config))
 
 
 def test_two_processes_do_not_write_one_run(tmp_path):

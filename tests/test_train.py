@@ -613,9 +613,10 @@ def test_the_warm_up_warns(tmp_path, capsys, groups, truncated, warning):
     main = SimpleNamespace(is_main_process=True, log=lambda *rest, **more: None)
     run_log = log.Log(SimpleNamespace(config=Config(), folder=tmp_path, accelerator=main), {})
     fitted = {"epoch": 0, "train_loss": 0.5, "val_loss": 0.5, "val_auc": 0.8, "best": True}
-    run_log.warm_up([[fitted]], groups, truncated)
+    later = {**fitted, "epoch": 1, "val_auc": 0.9, "best": False}
+    run_log.warm_up([[fitted, later]], groups, truncated)
     out = capsys.readouterr().out
-    assert out.startswith(f"warm-up     {len(groups)} groups: ")
+    assert out.startswith(f"warm-up     {len(groups)} groups: ") and "AUC on held-out labels 0.800" in out
     assert (f"warning: {warning}" in out or warning in out) if warning else "warning" not in out
 
 
