@@ -17,6 +17,9 @@ TABLE = {
         ("        if not task.labelled:", "        if False:"),
         ("zip(code, run_programs(", "zip(reversed(code), run_programs("),
         ("verifier(after_thought(response), label", "verifier(response, label"),
+        ("with_context(extract_code(responses[i]), tasks[i].question, tasks[i].tests) for",
+            "extract_code(responses[i]) for"),
+        ('_draw(name, "test", rows, test_limit, 0, {},', '_draw(name, "test", rows, test_limit, 0, seen,'),
         ("train_limit, seed, seen, dropped[name])", "train_limit, seed, dict(seen), dropped[name])"),
         ("return response[: len(response) - len(text) + start], answer", "return text[:start], answer"),
         ('seen[key] = "asked before"', "pass"),
@@ -90,6 +93,7 @@ TABLE = {
         ("self._scaled(Groups(*(part.index_select(0, heard) for part in self.groups)))",
             "Groups(*(part.index_select(0, heard) for part in self.groups))"),
         ("self.rewards[heard]", "self.rewards[: len(heard)]"),
+        ("[[split_response(text, task.domain, task.choices)", "[[split_response(text, task.domain)"),
         ("edges[0][0].unique()", "edges[0][0][:, 0].unique()"),  # only the nearest of each send
         (" * n + rows % n, cosines)", " * n, cosines)"),  # a group's first rollout speaks for all
         ("newest(ids, self.config.groups_per_query)", "range(len(ids))"),
@@ -129,6 +133,7 @@ TABLE = {
         ("[seed, step, crc32(key.encode()), g]", "[0, step, crc32(key.encode()), g]"),
         ("[seed, step, crc32(key.encode()), g]", "[seed, crc32(key.encode()), g]"),
         ("token_logprobs(model, *part, length, temperature) for", "token_logprobs(model, *part, length) for"),
+        ("texts = [tag + text for tag", "texts = [text for tag"),
         ("[seed, step, crc32(key.encode()), g]", "[seed, step, crc32(key.encode())]"),
         ("crc32(key.encode()), g]", "abs(hash(key)), g]"),  # another in every process
         ("if temperature == 0:", "if False:"),
@@ -299,7 +304,9 @@ TABLE = {
             "self.marks.append((len(audit.rewards), len(audit.rewards)))"),
         ('next(row["epoch"] for row in history if row["best"])', 'history[-1]["epoch"]'),
     ]),
-    "lab/evaluate.py": (["lab/evaluate.py", "tests/test_steps.py", "tests/test_train.py"], [
+    "lab/evaluate.py": (["lab/evaluate.py", "tests/test_steps.py", "tests/test_train.py",
+                         "tests/test_processes.py"], [
+        ("sorted(share(run, tasks), key", "sorted(tasks, key"),
         ("config.sample_batch_size, run.stop).texts", "config.sample_batch_size).texts"),
         ('("greedy", 1, 0.0)', '("greedy", 1, 1.0)'),
         ('config.eval_samples, 1.0)', 'config.eval_samples, config.temperature)'),
@@ -343,6 +350,7 @@ TABLE = {
     "lab/label_pick.py": (["tests/test_labels.py"], [
         ('"train", None, config.seed)', '"train", config.train_tasks, config.seed)'),
         ("(cosines > nearest + 1e-6)", "(cosines > nearest.maximum(cosines) + 1e-6)"),
+        ("max(1, round(run.config.label_ratio", "max(1, int(run.config.label_ratio"),
         ('".*(?<!_train)', '".*'),
         ("[tasks[row].id for row in order]", "[task.id for task in tasks[: len(order)]]"),
         ("facility_location(embed_queries(run, tasks), budget)",

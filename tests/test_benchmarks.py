@@ -529,7 +529,10 @@ def test_training_questions_that_stand_in_any_test_set_are_dropped(hub):
                 {**choice("s", "x", "y"), "question_stem": stem}
                 for stem in ("One?", "Two?", "goal", "train 4?")
             ],
-            "test": [{**choice("s", "x", "y"), "question_stem": "two"}],
+            "test": [
+                {**choice("s", "x", "y"), "question_stem": "two"},
+                {**choice("s", "a", "b"), "question_stem": "Held?"},  # arc_c tests it, too
+            ],
         },
     )
     hub("piqa", {"validation": [{"goal": "Goal", "sol1": "y", "sol2": "x", "label": 0}]})
@@ -539,7 +542,7 @@ def test_training_questions_that_stand_in_any_test_set_are_dropped(hub):
         "obqa": {"in a test set": 2, "asked before": 1},
     }
     assert Counter(task.dataset for task in train) == {"arc_c": 31, "obqa": 1}
-    assert Counter(task.dataset for task in test) == {"arc_c": 2, "obqa": 1, "piqa": 1}
+    assert Counter(task.dataset for task in test) == {"arc_c": 2, "obqa": 2, "piqa": 1}
     assert "What is water?" in {task.question for task in train}  # with other choices it is another question
     train, _, _ = load_splits("arc_c,obqa", "piqa", train_limit=31)
     assert Counter(task.dataset for task in train) == {

@@ -107,6 +107,12 @@ def test_sampled_logprobs_equal_recomputed_ones(temperature):
     assert again[rollouts.mask == 0].eq(0).all() and again[rollouts.mask == 1].lt(0).all()
 
 
+def test_a_response_begins_with_the_thought_that_its_prompt_opened():
+    """Else an answer inside a thought that was never closed would count."""
+    texts = draw(make_model(), prompts=["w5 w6 <think>\n", "w5 w6"], group_size=2).texts
+    assert [text.startswith("<think>\n") for text in texts] == [True, True, False, False]
+
+
 def test_what_a_generation_config_does_to_tokens_is_not_done():
     """generate() obeys all of these; the policy that is trained knows none, so the policy that samples must
     not."""

@@ -117,6 +117,8 @@ def read(folder):
 
 def assert_same(one, two):
     (lines, tasks, weights), (others, other_tasks, other_weights) = read(one), read(two)
+    tested = [json.loads((run / "results.json").read_text())["after"]["tasks"] for run in (one, two)]
+    assert tested[0] == tested[1]
     assert tasks == other_tasks and len(lines) == len(others) == 8
     for line, other in zip(lines, others):
         assert ("fits" in line) == ("fits" in other)

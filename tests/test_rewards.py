@@ -28,6 +28,12 @@ TEXTS = ["3 * 12 = 36\n#### 36", "3 + 12 = 15\n#### 15", "5 * 7 = 35\n#### 35", 
 ROLLOUTS = SimpleNamespace(texts=TEXTS)
 
 
+def test_a_program_may_use_what_its_question_imports():
+    question, tests = "import math\ndef area(r):\n    'Of a circle.'", ("assert round(area(1), 2) == 3.14",)
+    task = Task("a", "d", "code", question, tests=tests)
+    assert verify_batch([task], ["```python\ndef area(r): return math.pi * r**2\n```"]) == [1.0]
+
+
 def test_a_verifier_of_ones_own_reads_what_stands_behind_the_thought(monkeypatch):
     monkeypatch.setitem(data.VERIFIERS, "shout", lambda response, answer: float(answer in response))
     task = Task("a", "d", "shout", "Shout plum.", answer="PLUM")
@@ -55,6 +61,14 @@ def test_nodes_are_of_the_question_with_its_choices_and_of_each_rollout():
             assert torch.equal(mine[b], theirs)
     other = [Task("c", "d", "qa", "Which is warm?", choices=("snow", "sun"))]
     assert not torch.equal(hash_encoder(other, SimpleNamespace(texts=TEXTS[4:]))[0][0], queries[2])
+
+
+def test_an_answer_may_be_the_text_of_a_choice():
+    texts = ["Heat rises.\nThe answer is fire.", "Answer: ice"]
+    nodes = hash_encoder(TASKS[2:], SimpleNamespace(texts=texts))
+    parts = [("Heat rises.\nThe ", "fire."), ("", "ice")]
+    for mine, theirs in zip(nodes, hash_group(TASKS[2].question, TASKS[2].choices, parts)):
+        assert torch.equal(mine[0], theirs)
 
 
 def test_hash_encoder_calls_a_signature_by_place():
