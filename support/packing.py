@@ -185,6 +185,8 @@ def padding(mask: Tensor, length: int) -> tuple[int, int]:
 
     >>> padding(torch.tensor([[0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0]]), length=3)
     (1, 1)
+    >>> padding(torch.tensor([[1, 1, 0, 0]]), length=2)  # nothing but EOS was left out
+    (0, 1)
     """
     used = mask.any(0).nonzero().squeeze(1)
     return int(used[0]), min(mask.shape[1] - 1 - int(used[-1]), length - 1)

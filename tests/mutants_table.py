@@ -367,6 +367,8 @@ TABLE = {
                             "tests/test_policy_check.py"], [
         ("ids.where(mask.bool(), -1).unique(dim=0, return_inverse=True)[1]\n    row",
             "ids.where(mask.bool(), 0).unique(dim=0, return_inverse=True)[1]\n    row"),
+        ("min(mask.shape[1] - 1 - int(used[-1]), length - 1)", "mask.shape[1] - 1 - int(used[-1])"),
+        ("not bare._is_stateful and not windows", "not bare._is_stateful"),
         ("place[:, -length - 1 : -1][response]", "place[:, -length:][response]"),
         ("logits = logits / temperature", "logits = logits * temperature"),
         ("-(all_logprobs.exp() * all_logprobs).sum(-1)", "-all_logprobs.mean(-1)"),
@@ -421,6 +423,7 @@ TABLE = {
     ]),
     "support/jsonl.py": (["support/jsonl.py", "tests/test_world.py", "tests/test_benchmarks.py"], [
         ('zlib.crc32(fields["id"].encode()) % 10', 'hash(fields["id"]) % 10'),
+        ('"tests": tests or None}', '"tests": tests}'),
         ("if not pair and trains != (split == \"train\")", "if False"),
         ("trains = not labelled or", "trains ="),
         ("named = fields[\"id\"].startswith((", "named = True or (("),

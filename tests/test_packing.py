@@ -202,6 +202,14 @@ def test_a_model_whose_attention_is_not_ours_gets_rows_of_its_own(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("kind", ["sliding_attention", "chunked_attention"])
+def test_a_model_with_windows_in_some_layers_gets_rows_of_its_own(kind):
+    """Whatever the self-check's few tokens say: a window may be longer than they are."""
+    model = make_model()
+    model.config.layer_types = ["full_attention", kind]
+    assert not packing.can_share(model)
+
+
 def test_a_long_limit_costs_short_responses_nothing():
     """Attention never sees columns that are padding in all rows."""
     model, seen = make_model(), []

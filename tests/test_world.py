@@ -169,6 +169,8 @@ def test_jsonl_round_trip_and_split(tmp_path):
     assert not {task.id for task in train} & {task.id for task in test}
     assert train[0].choices == ("x", "y") and train[0].dataset == "mine"
     assert len(load_tasks(str(path), "train", limit=5, seed=1)) == 5
+    bare = write(tmp_path / "bare_train.jsonl", {"domain": "code", "tests": []}, {"domain": "code"})
+    assert [task.labelled for task in load_tasks(str(bare), "train")] == [False, False]
     other = write(tmp_path / "cut.jsonl", *({"answer": "1"} for _ in range(12)))
     names = [task.id.rpartition("/")[2] for task in load_tasks(str(other), "train")]
     assert sorted(names, key=int) == "1 3 5 6 7 8 10".split()  # by crc32 of the id, in every process
