@@ -5,9 +5,9 @@
 # Happens: DDP's reducer keeps the group. Its threads run on until the model is freed, in C++, without giving up Python's
 #   lock while it joins them. A thread that wants that lock just then (to drop a tensor of the last collective) is waited
 #   for in vain. Freed before the group is destroyed, the model ends nothing, and the group lets go of the lock.
-# Why it matters here: twice in hundreds of runs with two processes the table was printed, all was saved, and the run did not
-#   end. A debugger showed Reducer::~Reducer, ProcessGroupGloo::~ProcessGroupGloo, thread::join above a thread in take_gil.
-#   lab/processes.py gives up the wrapped model first. This script shows the order alone, at rest, where nothing can hang.
+# Why it matters here: once in hundreds of runs with two processes the table was printed, all was saved, and the run did not
+#   end. Of this order, repeated, a debugger showed ~Reducer, ~ProcessGroupGloo, thread::join, and a thread in take_gil.
+#   lab/processes.py gives up the wrapped model first. This script shows the order at rest, where nothing can hang.
 # Version: torch 2.13.0 (CPU). Source: destructors in torch/csrc/distributed/c10d/reducer.cpp and ProcessGroupGloo.cpp
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
