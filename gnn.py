@@ -94,6 +94,19 @@ def similarity_edges(receivers: Groups, memory: Groups, k: int, exclude: Tensor 
     return edges
 
 
+def sending(edges: list[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, list]:
+    """The groups (m,), of `size` rollouts each, that have to send, as `similarity_edges` begin at them; and
+    these edges with their senders numbered among the m.
+
+    >>> edges = [(torch.tensor([[7, 5]]), None), (torch.tensor([[[15]]]), None)]  # cosines stay as they are
+    >>> sending(edges, size=2)
+    (tensor([5, 7]), [(tensor([[1, 0]]), None), (tensor([[[3]]]), None)])
+    """
+    groups = edges[0][0].unique()  # ascending
+    return groups, [(torch.searchsorted(groups, senders // n) * n + senders % n, cosines)
+                    for n, (senders, cosines) in zip((1, size, size), edges)]
+
+
 def groups_of_queries(ids: Tensor) -> Tensor:
     """The rows of each query's groups (Q, s), -1 where it has fewer than s; `ids` (M,) tells which groups are
     of one query.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import Task, extract_code, split_response, verify_batch
-from gnn import Groups, RewardGNN, RewardMLP, fit, fold_ids, same_rollouts, seeded, similarity_edges
+from gnn import Groups, RewardGNN, RewardMLP, fit, fold_ids, same_rollouts, seeded, sending, similarity_edges
 from support.answers import LETTERS
 from support.calibration import calibrate
 from support.encoders import make_embedder, mentions, signature
@@ -44,7 +44,7 @@ class ExperienceMemory:
         Of one id only the newest `groups_per_query` groups stay. After `fit` they act at once.
         """
         new = self._groups(queries, thinkings, answers, features)
-        new = new._replace(thinkings=new.thinkings.half(), answers=new.answers.half())  # 16 of 17 vectors
+        new = new._replace(thinkings=new.thinkings.half(), answers=new.answers.half())  # most of the memory
         if len(ids) != len(queries) or rewards.shape != thinkings.shape[:2]:
             raise ValueError(f"remember wants an id and G rewards a query, {tuple(thinkings.shape[:2])} in "
                              f"all, got {len(ids)} ids and rewards {tuple(rewards.shape)}")
@@ -77,8 +77,7 @@ class ExperienceMemory:
         std, mean = torch.std_mean(self.groups.features[rows].flatten(0, 1), dim=0, correction=0)
         self.scale = mean, std.masked_fill(std < 1e-6, math.inf)  # a feature that never varies says nothing
         groups = self._scaled(Groups(*(part[rows].float() for part in self.groups)))
-        rewards = self.rewards[rows]
-        ids = self._numbers(self.ids)[rows]
+        rewards, ids = self.rewards[rows], self._numbers(self.ids)[rows]
         with seeded(seed, rewards.device):
             folds = fold_ids(ids, max(5, config.gnn_networks))
             self.models = [self._network(number) for number in range(config.gnn_networks)]
@@ -214,12 +213,10 @@ class ExperienceMemory:
     @torch.inference_mode()
     def _judge(self, groups: Groups, hidden: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (B, G) and the similarity edges they rest on."""
-        groups, size = self._scaled(groups), self.rewards.shape[1]
+        groups = self._scaled(groups)
         edges = similarity_edges(groups, self.groups, self.config.neighbors, hidden, self._numbers(self.ids))
-        heard = edges[0][0].unique()  # (m,) groups; whom nobody hears need not send
+        heard, among = sending(edges, self.rewards.shape[1])
         senders = self._scaled(Groups(*(part.index_select(0, heard) for part in self.groups)))
-        among = [(torch.searchsorted(heard, rows // n) * n + rows % n, cosines)
-                 for n, (rows, cosines) in zip((1, size, size), edges)]
         logits = [model.receive(groups, model.send(senders, self.rewards[heard]), among)
                   for model in self.models]
         return self._inputs(torch.stack(logits).mean(0), groups) @ self.weights, edges

@@ -65,6 +65,8 @@ TABLE = {
         ("nn.ReLU(), nn.Dropout(dropout)", "nn.ReLU(), nn.Dropout(0.0)"),
         ("same_rollouts(memory), ids)", "ids[:, None] == ids, ids)"),  # siblings are hidden
         ("same_rollouts(memory), ids)", "None, ids)"),  # a group hears itself
+        ("edges[0][0].unique()", "edges[0][0][..., :1].unique()"),  # only the nearest of each send
+        (" * n + senders % n, cosines)", " * n, cosines)"),  # a group's first rollout speaks for all
         ("same_rollouts(memory), ids)", "torch.eye(len(ids), dtype=torch.bool), ids)"),  # it hears its copy
         ("(~held_out, held_out)", "(held_out | ~held_out, held_out)"),
         ("(~held_out, held_out)", "(~held_out, ~held_out)"),
@@ -94,8 +96,6 @@ TABLE = {
             "Groups(*(part.index_select(0, heard) for part in self.groups))"),
         ("self.rewards[heard]", "self.rewards[: len(heard)]"),
         ("[[split_response(text, task.domain, task.choices)", "[[split_response(text, task.domain)"),
-        ("edges[0][0].unique()", "edges[0][0][:, 0].unique()"),  # only the nearest of each send
-        (" * n + rows % n, cosines)", " * n, cosines)"),  # a group's first rollout speaks for all
         ("newest(ids, self.config.groups_per_query)", "range(len(ids))"),
         ("answers=new.answers.half())", "answers=new.answers)"),
         ("((groups.features - mean) / std).clamp(-5, 5)", "((groups.features - mean) / std)"),
