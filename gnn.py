@@ -98,8 +98,7 @@ def sending(edges: list[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, list
     """The groups (m,), of `size` rollouts each, that have to send, as `similarity_edges` begin at them; and
     these edges with their senders numbered among the m.
 
-    >>> edges = [(torch.tensor([[7, 5]]), None), (torch.tensor([[[15]]]), None)]  # cosines stay as they are
-    >>> sending(edges, size=2)
+    >>> sending([(torch.tensor([[7, 5]]), None), (torch.tensor([[[15]]]), None)], size=2)
     (tensor([5, 7]), [(tensor([[1, 0]]), None), (tensor([[[3]]]), None)])
     """
     groups = edges[0][0].unique()  # ascending
