@@ -42,12 +42,12 @@ def hash_group(
     places: dict[str, str] = {}
     for word in signature(question):
         places.setdefault(word, f"f{len(places)}")
-    texts = [by_place(" ".join([question, *choices]), places, "q")]
-    for response in responses:
+    query, vectors = hash_ngrams(by_place(" ".join([question, *choices]), places, "q")), {}
+    for response in dict.fromkeys(responses):  # a policy repeats itself
         known = dict(places)
-        texts += [by_place(part, known, "r") for part in response]
-    vectors = torch.stack([hash_ngrams(words) for words in texts])  # (1 + 2G, HASH_DIM)
-    return vectors[0], vectors[1::2], vectors[2::2]
+        vectors[response] = [hash_ngrams(by_place(part, known, "r")) for part in response]
+    thinkings, answers = zip(*(vectors[response] for response in responses))
+    return query, torch.stack(thinkings), torch.stack(answers)
 
 
 def signature(question: str) -> list[str]:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -34,6 +33,7 @@ from support.traits import (
     replaced_forward,
     some_tokens,
     text_config,
+    unwrapped,
 )
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
@@ -60,7 +60,7 @@ def forward_responses(model, ids: Tensor, mask: Tensor, length: int, temperature
     batch_size: different rows of one pass (None: all), see `in_passes`.
     hidden: give the last hidden states, too. Raises ValueError for a model that this cannot be right for.
     """
-    parts = in_passes(ids, mask, length, batch_size, share_prompts)
+    parts = [] if batch_size is None else in_passes(ids, mask, length, batch_size, share_prompts)
     if len(parts) > 1:
         scores = [forward_responses(model, ids[rows], mask[rows], length, temperature, hidden, None,
                                     share_prompts) for rows in parts]
@@ -103,7 +103,7 @@ def score_rows(model, ids: Tensor, mask: Tensor, length: int, temperature: float
     inputs, place = arrange(ids, mask, length)
     response = mask[:, -length:].bool()
     before, targets = place[:, -length - 1 : -1][response], ids[:, -length:][response]  # n each
-    after, bare, seen = after_head(model), extract_model_from_parallel(model), {}
+    after, bare, seen = after_head(model), unwrapped(model), {}
     head = bare.get_output_embeddings()
     plain_forward = head.forward
 
@@ -249,7 +249,7 @@ def by_length(mask: Tensor, groups: Tensor) -> Tensor:
 def can_share(model) -> bool:
     """Whether all rollouts may stand in one row: attention must be the function we name, and nothing else may
     carry over from token to token (no state, no sliding window, no distance but that of position ids)."""
-    bare, config = extract_model_from_parallel(model), text_config(model)
+    bare, config = unwrapped(model), text_config(model)
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     return (bare._supports_attention_backend and not bare._is_stateful and not windows
             and getattr(config, "sliding_window", None) is None
@@ -260,7 +260,7 @@ def can_share(model) -> bool:
 def hears_layout(model) -> bool:
     """Whether rollouts in one row score as they do in rows of their own. If so, "grouped" is the model's
     attention from now on: gradient checkpointing calls it again in the backward pass."""
-    bare = extract_model_from_parallel(model)
+    bare = unwrapped(model)
     ids = some_tokens(model, rows=2).repeat_interleave(2, 0)  # (4, P+T), two rows a prompt
     length, mask = ids.shape[1] // 2, torch.ones_like(ids)
     ids[1::2, -length:] = ids[1::2, -length:].flip(1)

@@ -103,6 +103,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     return blocks
 
 
+@functools.lru_cache(2**10)  # asked for the key, the reward, the embedding and the features of a response
 def find_program(text: str) -> str:
     r"""The last block marked python or py that defines something, else the last such unmarked one, else the
     last marked one, else the last, else the whole text if it parses, else "". Passed over, where there is
@@ -143,6 +144,7 @@ def find_program(text: str) -> str:
     return program
 
 
+@functools.lru_cache(2**10)
 def code_key(program: str) -> str | None:
     r"""What counts as the same program: the syntax tree without docstrings, the locals of each function
     numbered.

@@ -21,7 +21,12 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+
+def unwrapped(model):
+    """The model without what accelerate puts around it, whose own way there walks through all modules."""
+    return model if isinstance(model, PreTrainedModel) else extract_model_from_parallel(model)
 
 
 def asked_once(question: Callable) -> Callable:
@@ -30,7 +35,7 @@ def asked_once(question: Callable) -> Callable:
 
     @functools.wraps(question)
     def ask(model):
-        bare = extract_model_from_parallel(model)
+        bare = unwrapped(model)
         if bare not in answers:
             with eval_mode(bare), torch.no_grad():
                 answers[bare] = question(model)
@@ -53,7 +58,7 @@ def eval_mode(model):
 def text_config(model) -> PreTrainedConfig:
     """The configuration of the part that reads text: of a model that also sees or hears it is a part of the
     whole."""
-    return extract_model_from_parallel(model).config.get_text_config(decoder=True)
+    return unwrapped(model).config.get_text_config(decoder=True)
 
 
 def some_tokens(model, rows: int = 1, length: int | None = None, seed: int = 0) -> Tensor:
@@ -63,14 +68,14 @@ def some_tokens(model, rows: int = 1, length: int | None = None, seed: int = 0) 
     ids = torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
     pad = getattr(config, "pad_token_id", None)
     ids = ids if pad is None else ids.where(ids != pad, (pad + 1) % config.vocab_size)
-    return ids.to(extract_model_from_parallel(model).device)
+    return ids.to(unwrapped(model).device)
 
 
 @asked_once
 def tolerance(model) -> float:
     """Nats by which rounding may move the model's log-probabilities: thousands of roundings of float32, a few
     of 16 bits, which weights may have or (autocast) the logits alone."""
-    bare = extract_model_from_parallel(model)
+    bare = unwrapped(model)
     seen, head = [bare.dtype], bare.get_output_embeddings()
     if head is not None:
         hook = head.register_forward_hook(lambda module, given, logits: seen.append(logits.dtype))
@@ -87,7 +92,7 @@ def agree(model, mine: Tensor, theirs: Tensor) -> bool:
 def position_limit(model) -> float:
     """How many tokens a row may have, infinity where nothing limits it. Tables of positions that keep a place
     for padding (roberta's) begin behind it."""
-    bare = extract_model_from_parallel(model)
+    bare = unwrapped(model)
     limit = getattr(text_config(model), "max_position_embeddings", None) or -1
     tables = (m for name, m in bare.named_modules() if name.endswith("position_embeddings"))
     places = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
@@ -235,7 +240,7 @@ def replaced_forward(module, forward: Callable):
 def after_head(model) -> AfterHead:
     """Measured: the head is made to give known numbers. Raises ValueError where it has no head or does other
     things to them."""
-    bare = extract_model_from_parallel(model)
+    bare = unwrapped(model)
     head, given = bare.get_output_embeddings(), {}
     if head is None:
         raise ValueError(f"model: {type(bare).__name__} names no output head, which log-probabilities need")

@@ -41,7 +41,7 @@ def quick(tmp_path):
             group_size=4,
             train_tasks=40,
             test_tasks=12,
-            eval_samples=1,
+            eval_samples=0,
             eval_every=2,
             gnn_epochs=5,
             gnn_networks=2,

@@ -317,6 +317,7 @@ TABLE = {
             "asked = [task for _ in range(size) for task in some]"),
         ("float(key is not None) for key", "float(key is None) for key"),
         ("some = mine[first : first", "some = mine[0 : first"),
+        ("[: 2 if config.eval_samples else 1]", ""),
         ("set(names) - run.inside if several else set()", "set()"),
         ("[name for name in counts if name not in outside]", "list(counts)"),
         ("of |= {title: [v for name in sets for v in of[name]]",
@@ -375,6 +376,7 @@ TABLE = {
         ("order = torch.cat(parts).argsort()", "order = torch.cat(parts)"),
         ("torch.isin(same, kinds).nonzero().squeeze(1)", "first[kinds]"),  # copies are left out
         ("order.split(size or len(order))", "order.split(len(order))"),
+        ("[] if batch_size is None else in_passes(ids, mask, length, batch_size, share_prompts)", "[]"),
         ("same_rows(ids, mask) if share else (row, row)", "same_rows(ids, mask)"),
         ("positions(mask)[:, -length:].flatten()", "positions(answered).flatten()"),
         ("(column < row) & keys[:, None] | (column == row)", "(column <= row + 1) & keys[:, None]"),
@@ -436,7 +438,8 @@ TABLE = {
     "support/encoders.py": (["support/encoders.py", "tests/test_encoders.py", "tests/test_rewards.py",
                              "tests/test_labels.py"], [
         ("known = dict(places)", "known = places"),  # places leak from a rollout to its siblings
-        ('[by_place(" ".join([question, *choices]), places, "q")]', '[by_place(question, places, "q")]'),
+        ('by_place(" ".join([question, *choices]), places, "q")', 'by_place(question, places, "q")'),
+        ("(vectors[response] for response in responses)", "vectors.values()"),  # copies are no rows
         ('" ".join([question, *choices]) for question, choices in questions',
             "question for question, choices in questions"),
         ("np.where(code >> 31, 1.0, -1.0)", "np.where(code >> 31, 1.0, 1.0)"),

@@ -1166,13 +1166,26 @@ def test_averages_in_and_out_of_domain(tmp_path, monkeypatch, capsys):
 
 
 def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
-    results = train.train(quick(mode="oracle", steps=4, eval_every=2))
+    results = train.train(quick(mode="oracle", steps=4, eval_every=2, eval_samples=1))
     for place, step in (("", 4), ("policy", 4), ("checkpoints/000002", 2), ("checkpoints/000004", 4)):
-        found = evaluate_model(quick(model=str(Path(quick().output_dir) / place), output_dir=None))
+        config = quick(model=str(Path(quick().output_dir) / place), output_dir=None, eval_samples=1)
+        found = evaluate_model(config)
         (expected,) = (e for e in results["evaluations"] if e["step"] == step)
         assert {kind: found[kind] for kind in ("greedy", "sampled")} == {
             kind: expected[kind] for kind in ("greedy", "sampled")
         }
+
+
+@pytest.mark.parametrize("samples, columns", [(0, ["greedy"]), (1, ["greedy", "sampled"])])
+def test_a_process_without_a_test_task_has_the_table_of_all(quick, monkeypatch, samples, columns):
+    config = quick(output_dir=None, eval_samples=samples)
+    seen = []
+    monkeypatch.setattr("lab.evaluate.gather", lambda run, rows: seen.append(rows) or rows)
+    whole = evaluate_model(config)
+    monkeypatch.setattr("lab.evaluate.share", lambda run, tasks: [])
+    monkeypatch.setattr("lab.evaluate.gather", lambda run, rows: [*rows, *seen[0]])
+    assert evaluate_model(config) == whole
+    assert list(whole["errors"]) == list(whole["answered"]) == columns
 
 
 def test_evaluate_counts_no_task_twice_and_keeps_the_names_of_averages(quick, tmp_path):
