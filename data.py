@@ -241,13 +241,9 @@ def answer_key(task: Task, response: str) -> str | None:
 
 
 def small_world(part: str, seed: int) -> Iterator[world.Demonstration]:
-    """The built-in small world: endless questions with imperfect answers; see support/world.py.
-
-    Args:
-        part: "train", "test", "pretrain" (what the built-in policy has seen) or "ood" (the same kinds of
-            question in a wording that no other part has); they never share a question.
-        seed: which questions are drawn, in which order.
-    """
+    """The built-in small world: endless questions with imperfect answers, drawn by the seed; see
+    support/world.py. Parts never share a question: "train", "test", "pretrain" (what the built-in policy has
+    seen), "ood" (the same kinds of question in a wording that no other part has)."""
     for item in world.small_world(part, seed):
         yield replace(item, task=Task(**item.task))
 
@@ -296,10 +292,10 @@ def _fresh(rows: Iterable[Task | str], seen: dict, dropped: Counter) -> Iterator
             dropped[row] += 1
         elif row.domain in ("math", "qa") and row.labelled and not verify(row, rf"\boxed{{{row.answer}}}"):
             dropped["no usable answer"] += 1  # no response could equal it
-        elif reason := seen.get(key := question_key(row.question, row.choices)):
+        elif reason := seen.get((key := question_key(row.question, row.choices), row.labelled)):
             dropped[reason + NO_LABEL * (not row.labelled)] += 1
         else:
-            seen[key] = "asked before"
+            seen |= {(key, labelled): "asked before" for labelled in (True, False)}
             yield row
 
 
@@ -395,10 +391,14 @@ def load_splits(
         rows = _rows(name, "test", test_limit, 0)
         drawn = _draw(name, "test", rows, test_limit, 0, {}, dropped[name])
         known = [task for task in (rows if isinstance(rows, list) else drawn) if isinstance(task, Task)]
-        seen.update({question_key(task.question, task.choices): "in a test set" for task in known})
+        seen.update({(question_key(task.question, task.choices), labelled): "in a test set"
+                     for task in known for labelled in (True, False)})
         test += drawn
-    for name in tqdm(names, "training sets", delay=3, leave=False):
-        rows = _rows(name, "train", train_limit, seed)
+    loaded = {name: _rows(name, "train", train_limit, seed) for name in names}
+    told = (row for rows in loaded.values() if isinstance(rows, list) for row in rows
+            if isinstance(row, Task) and row.labelled)  # its copy without a label may come first
+    seen = {(question_key(row.question, row.choices), False): "asked before" for row in told} | seen
+    for name, rows in tqdm(loaded.items(), "training sets", delay=3, leave=False):
         train += _draw(name, "train", rows, train_limit, seed, seen, dropped[name])
     _unique(train + test)
     return train, test, {name: dict(+reasons) for name, reasons in dropped.items() if +reasons}

@@ -30,11 +30,13 @@ def compare(config, train: Callable) -> None:
     names = list(VARIANTS) if config.variants == "all" else asked
     unknown = ", ".join(name for name in names if name not in VARIANTS)
     check(not unknown, f"variants: {unknown}: not among {', '.join(VARIANTS)}")
-    own = (config.label_ratio, config.label_pick)  # of the four modes; no row shall stand there twice
     begin = ("oracle", *MODES)  # Oracle first: it tells at once where a label is missing
-    rows = {mode: {"mode": mode} for mode in begin} | {
-        name: changes for name, changes in VARIANTS.items() if name in names
-        and (changes.get("label_ratio"), changes.get("label_pick")) != own}
+    rows = {mode: {"mode": mode} for mode in begin}
+    for name, changes in VARIANTS.items():  # no row shall stand there twice
+        same = [other for other in rows.values()
+                if dataclasses.replace(config, **other) == dataclasses.replace(config, **changes)]
+        if name in names and not same:
+            rows[name] = changes
     root, plan, finished = Path(config.output_dir or "runs/compare"), [], []
     for seed in range(config.seed, config.seed + config.seeds):
         for name, changes in rows.items():

@@ -26,28 +26,28 @@ def evaluate(run: Run, tasks: list) -> dict:
     from data import answer_key, verify_batch
     from grpo import sample, uniform_noise
 
-    config, length = run.config, run.config.max_response_length
-    kinds = [("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)][: 2 if config.eval_samples else 1]
-    several, rows = len({task.dataset for task in tasks}) > 1, []
+    config, rows, length = run.config, [], run.config.max_response_length
+    several = len({task.dataset for task in tasks}) > 1
     mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
     bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10,
                disable=not run.accelerator.is_main_process)
     for first in range(0, len(mine), config.sample_batch_size):
         some = mine[first : first + config.sample_batch_size]
-        prompts, scores = [run.render(task) for task in some], []
-        for _, size, temperature in kinds:
-            noise = uniform_noise(0, 0, [task.id for task in some], size, length)
-            texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
-                           config.sample_batch_size, run.stop).texts
-            asked = [task for task in some for _ in range(size)]
-            answered = [float(key is not None) for key in map(answer_key, asked, texts)]
-            for values in (verify_batch(asked, texts), answered):
-                scores.append([sum(values[i : i + size]) / size for i in range(0, len(values), size)])
-        rows += [(task.dataset if several else task.domain, task.domain, *columns)
-                 for task, *columns in zip(some, *scores)]
+        prompts, found = [run.render(task) for task in some], {}
+        for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
+            if size:
+                noise = uniform_noise(0, 0, [task.id for task in some], size, length)
+                texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
+                               config.sample_batch_size, run.stop).texts
+                asked = [task for task in some for _ in range(size)]
+                keys = map(answer_key, asked, texts)
+                for column, values in ((name, verify_batch(asked, texts)),
+                                       (f"{name} answered", [float(key is not None) for key in keys])):
+                    found[column] = [sum(values[i : i + size]) / size for i in range(0, len(values), size)]
+        rows += [(task.dataset if several else task.domain, task.domain, *scores)
+                 for task, *scores in zip(some, *found.values())]
         bar.update(len(some))
     bar.close()
-    found = [column for name, *_ in kinds for column in (name, f"{name} answered")]
     names, domains, *columns = zip(*sorted(gather(run, rows)))
     outside = set(names) - run.inside if several else set()
     return averages(names, domains, dict(zip(found, columns)), outside, several)

@@ -299,7 +299,11 @@ def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple
 
 
 def check_used(command: str, config, given: list[str]) -> None:
-    """Refuse settings that are `given` and would change nothing."""
+    """Refuse settings that are `given` and would change nothing, and a preset whose tasks are not there."""
+    short = PRESETS["smollm2-short"]["tasks"]
+    needed = config.preset == "smollm2-short" and config.tasks == short and not config.rollouts
+    check(not needed or Path(short).is_file(),
+          f"preset: smollm2-short reads {short}, which python assets/make_short.py short writes")
     training = command == "train" and not config.resume
     unused = [name for name in given if name in MEMORY and config.mode != "memreward"]
     check(not (training and unused), f"{', '.join(unused)}: of the memory, and mode {config.mode} has none")

@@ -140,6 +140,11 @@ def test_compare_begins_at_its_seed_and_names_runs_by_ratio_and_pick(quick, tmp_
     assert [seed for _, seed, *_ in begun] == [3] * 5 + [4] * 5
     assert {pick for name, _, pick, _ in begun if "coverage" in name} == {"coverage"}
     assert [before for *_, before in begun] == [None] + [score] * 9  # the first run's, of the same policy
+    begun.clear()
+    twice = dict(memory="refit", refit_every=1, label_ratio=0.4, variants="refit,r1p 0.4 random,soft")
+    compare.compare(quick(output_dir=str(tmp_path / "again"), **twice), run)
+    assert [name for name, *_ in begun] == [
+        f"{name}-0" for name in ("oracle-1.0", "r1p-0.4", "majority-0.4", "memreward-0.4", "soft-0.4")]
 
 
 def test_compare_never_mixes_versions_of_the_method(tmp_path, quick, capsys):
@@ -354,6 +359,7 @@ BAD = [
     (["--gnn_hidden", "1"], "gnn_hidden"),
     (["--features", "colour"], "features"),
     (["--learning_rate", "1e6"], "learning_rate"),
+    (["--preset", "smollm2-short"], "preset: smollm2-short reads short/short_train.jsonl, which python "),
 ]
 
 
@@ -488,7 +494,7 @@ def test_presets_are_settings_that_flags_change():
     for command in ("probe", "evaluate"):  # take what they read of it
         _, config = parse([command, "--preset", "smollm2-short", "--tasks", "mine.jsonl"])
         assert (config.tasks, config.model) == ("mine.jsonl", "HuggingFaceTB/SmolLM2-135M-Instruct")
-    assert parse(["probe", "--preset", "smollm2-short"])[1].temperature == 0.7
+    assert parse(["probe", "--preset", "smollm2-short", "--rollouts", "mine.jsonl"])[1].temperature == 0.7
     with pytest.raises(ValueError, match="^preset: pick does not read it"):
         parse(["pick", "--preset", "quick"])
 
@@ -638,7 +644,7 @@ def test_a_real_model_does_not_inherit_the_small_worlds_settings(capsys):
     config = parse(["--preset", "smollm2-135m"])[1]  # its model is real, too
     assert (config.max_response_length, config.neighbors, config.sample_batch_size) == (96, 7, 64)
     assert "--neighbors 7" in (out := capsys.readouterr().out) and "--max_response_length" not in out
-    assert parse(["--preset", "smollm2-short", "--neighbors", "2"])[1].neighbors == 2
+    assert parse(["--preset", "smollm2-135m", "--neighbors", "2"])[1].neighbors == 2
     assert parse(["--preset", "smollm2-135m", "--model", "builtin"])[1].neighbors == 3
     capsys.readouterr()
     assert parse([])[1].max_response_length == 48 and not capsys.readouterr().out
@@ -1174,18 +1180,6 @@ def test_evaluate_takes_runs_and_checkpoints(quick, capsys):
         assert {kind: found[kind] for kind in ("greedy", "sampled")} == {
             kind: expected[kind] for kind in ("greedy", "sampled")
         }
-
-
-@pytest.mark.parametrize("samples, columns", [(0, ["greedy"]), (1, ["greedy", "sampled"])])
-def test_a_process_without_a_test_task_has_the_table_of_all(quick, monkeypatch, samples, columns):
-    config = quick(output_dir=None, eval_samples=samples)
-    seen = []
-    monkeypatch.setattr("lab.evaluate.gather", lambda run, rows: seen.append(rows) or rows)
-    whole = evaluate_model(config)
-    monkeypatch.setattr("lab.evaluate.share", lambda run, tasks: [])
-    monkeypatch.setattr("lab.evaluate.gather", lambda run, rows: [*rows, *seen[0]])
-    assert evaluate_model(config) == whole
-    assert list(whole["errors"]) == list(whole["answered"]) == columns
 
 
 def test_evaluate_counts_no_task_twice_and_keeps_the_names_of_averages(quick, tmp_path):

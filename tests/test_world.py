@@ -11,6 +11,7 @@ import torch
 import data
 from data import Task, hide_labels, load_splits, load_tasks, make_prompt, small_world, spend_labels, verify
 from lab.rollouts import read_rollouts
+from support.answers import question_key
 from support.world import MISCONCEPTION
 
 
@@ -348,6 +349,25 @@ def test_of_two_copies_of_a_question_the_labelled_one_stays(tmp_path):
     write(tmp_path / "own_train.jsonl", *bare, *({**row, "answer": str(i)} for i, row in enumerate(bare[:5])))
     tasks = load_tasks(str(tmp_path / "own_train.jsonl"), "train")
     assert [task.answer for task in tasks] == ["0", "1", "2", "3", "4", None, None, None]
+
+
+@pytest.mark.parametrize("order", [("pool", "bought"), ("bought", "pool")])
+def test_of_copies_in_two_files_the_labelled_one_stays(tmp_path, order):
+    """Each file has labels that the other lacks; what neither has is kept once, a test question never."""
+    pool = [(f"p{i}", f"{i} + 0?", "6" if i == 6 else None) for i in range(9)]
+    bought = [(f"b{i}", f"{i}+0?", str(i) if i < 3 else None) for i in (0, 1, 2, 3, 6, 8, 20)]
+    for name, rows in (("pool", pool), ("bought", bought)):
+        rows = [dict(zip(("id", "question", "answer"), row)) for row in rows]
+        write(tmp_path / f"{name}_train.jsonl", *rows)
+    for name in order:
+        write(tmp_path / f"{name}_test.jsonl", {"id": f"t {name}", "question": "8 + 0?", "answer": "8"})
+    train, _, dropped = load_splits(",".join(str(tmp_path / f"{name}_train.jsonl") for name in order))
+    labelled = {task.id.split("/")[1] for task in train if task.labelled}
+    others = [question_key(task.question) for task in train if not task.labelled]
+    assert labelled == {"p6", "b0", "b1", "b2"}
+    assert sorted(others) == sorted(question_key(f"{i} + 0?") for i in (3, 4, 5, 7, 20))
+    counts = sum((Counter(reasons) for reasons in dropped.values()), Counter())
+    assert counts == {"asked before, no label": 3 + 1 + 1, "in a test set, no label": 2}
 
 
 def test_labels_that_cannot_be_used_do_not_count_in_the_limit(tmp_path):
