@@ -68,7 +68,7 @@ class Untouchable:
 
 @pytest.mark.parametrize("mode", ["memreward", "majority", "r1p"])
 def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
-    load, config = data.load_splits, quick(mode=mode, steps=3)
+    load, config = data.load_splits, quick(mode=mode, steps=3, eval_every=0)
 
     def load_splits(*arguments):
         tasks, test, dropped = load(*arguments)
@@ -86,7 +86,7 @@ def test_hidden_labels_never_reach_training(quick, mode, monkeypatch):
 
 
 def test_the_audit_changes_nothing(quick, monkeypatch):
-    settings = dict(steps=3, batch_size=8, memory="refit", refit_every=1, gnn_epochs=2)
+    settings = dict(steps=3, batch_size=8, memory="refit", refit_every=1, gnn_epochs=2, eval_every=0)
     train.train(quick(**settings))
     monkeypatch.setattr(train.Audit, "add", lambda *_: None)
     train.train(quick(**settings, output_dir=quick().output_dir + "2"))
@@ -402,7 +402,7 @@ def test_a_tracker_that_is_not_installed(quick, monkeypatch):
 
 
 def test_resume_takes_its_settings_from_the_run(quick):
-    train.train(quick())
+    train.train(quick(mode="r1p", steps=1, eval_every=0))
     with pytest.raises(SystemExit, match="resume: leave out group_size"):
         train.main(["--resume", quick().output_dir, "--group_size", "9"])
 
@@ -440,7 +440,7 @@ def test_profile(quick, capsys):
 
 def test_a_finished_run_is_not_overwritten(quick):
     folder = Path(quick().output_dir)
-    train.train(quick())
+    train.train(quick(mode="r1p", steps=1, eval_every=0))
     for name in ("results.json", "metrics.jsonl"):  # without the first it has not ended
         with pytest.raises(ValueError, match="output_dir: .* holds a run already"):
             train.train(quick())
@@ -932,13 +932,25 @@ def test_long_prompts_are_left_out_and_counted(quick, tmp_path):
     assert sorted(ids) == [i for i in range(24) if i % 6] and chosen["dropped"] == results["dropped"]
 
 
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+    """The folder of a run that has every label."""
+    folder = tmp_path_factory.mktemp("oracle") / "run"
+
+    def run(quick):
+        if not folder.exists():
+            train.train(quick(mode="oracle", eval_every=0, output_dir=str(folder)))
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize(
     "settings", [dict(gradient_checkpointing=True), dict(attention="eager"), dict(micro_batch_size=3)]
 )
-def test_ways_to_compute_change_nothing(quick, settings):
-    train.train(quick(mode="oracle"))
-    train.train(quick(mode="oracle", **settings, output_dir=quick().output_dir + "2"))
-    one, two = weights(quick().output_dir), weights(quick().output_dir + "2")
+def test_ways_to_compute_change_nothing(quick, oracle, settings):
+    train.train(quick(mode="oracle", eval_every=0, **settings))
+    one, two = weights(oracle(quick)), weights(quick().output_dir)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)  # a step moves a weight by 2e-4
 
@@ -1104,7 +1116,7 @@ def test_probe_refuses_files_without_rollouts(tmp_path, line):
 
 
 def test_explain_needs_a_memory(quick):
-    train.train(quick(mode="r1p"))
+    train.train(quick(mode="r1p", steps=1, eval_every=0))
     with pytest.raises(SystemExit, match="has no memory"):
         train.main(["explain", quick().output_dir])
     with pytest.raises(SystemExit, match="name a run folder"):
@@ -1199,11 +1211,11 @@ def test_r1p_shows_only_rewards_that_somebody_gets(quick, capsys):
 
 
 def test_a_run_that_two_versions_of_the_method_made_is_of_neither(quick, monkeypatch):
-    results = train.train(quick(mode="r1p", steps=1, eval_every=1))
+    results = train.train(quick(mode="r1p", steps=1, eval_every=0))
     assert results["version"] == runs.version()
     monkeypatch.setattr(runs, "version", lambda: "another")
     monkeypatch.setattr("lab.log.version", lambda: "another")
-    config = quick(mode="r1p", steps=2, eval_every=1, resume=quick().output_dir)
+    config = quick(mode="r1p", steps=2, eval_every=0, resume=quick().output_dir)
     assert train.train(config)["version"] == f"{results['version']} then another"
     newest = sorted((Path(quick().output_dir) / "checkpoints").iterdir())[-1]
     state = torch.load(newest / "progress.pt")
