@@ -374,9 +374,9 @@ def load_splits(
     """Training tasks, test tasks, and the rows dropped, by set and reason: {"gsm8k": {"in a test set": 3}}.
 
     No training question occurs in a test set (in all of its test part, drawn or not; of a stream, in what was
-    read), nor twice in training: the label that one copy keeps would be the other's. A test set holds each
-    question once, so that none counts double; two test sets may share one, so that no result depends on which
-    others are tested.
+    read), nor twice in training (of copies one with a label stays): the label that one keeps would be the
+    other's. A test set holds each question once, so that none counts double; two test sets may share one, so
+    that no result depends on which others are tested.
 
     Args:
         tasks: sets to train on and to test, as in `load_tasks`; ood: sets to test only, out of domain.

@@ -33,9 +33,8 @@ def compare(config, train: Callable) -> None:
     begin = ("oracle", *MODES)  # Oracle first: it tells at once where a label is missing
     rows = {mode: {"mode": mode} for mode in begin}
     for name, changes in VARIANTS.items():  # no row shall stand there twice
-        same = [other for other in rows.values()
-                if dataclasses.replace(config, **other) == dataclasses.replace(config, **changes)]
-        if name in names and not same:
+        one = dataclasses.replace(config, **changes)
+        if name in names and all(dataclasses.replace(config, **other) != one for other in rows.values()):
             rows[name] = changes
     root, plan, finished = Path(config.output_dir or "runs/compare"), [], []
     for seed in range(config.seed, config.seed + config.seeds):
