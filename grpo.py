@@ -111,14 +111,13 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple
 def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens: int,
            temperature: float = 1.0, noise: Tensor | None = None, batch_size: int = 256,
            stop: list[str] | None = None) -> Rollouts:
-    """Sample `group_size` responses to each prompt, B*G rows in the order of the prompts; T is
-    `max_new_tokens`.
+    """Sample `group_size` responses of T = `max_new_tokens` tokens to each prompt, B*G rows in their order.
 
     prompts: rendered text; a chat template has already put the special tokens in, so none are added here.
-    noise (B*G, T): one uniform number a row and token (see `uniform_noise`); None draws them. batch_size:
-    rows decoded at a time, in whole groups; prompts of like length go together. stop: a response also ends
-    where its text holds one of these strings; the text is cut there, the tokens that wrote it are still
-    trained.
+    noise (B*G, T): one uniform number a row and token (see `uniform_noise`), -1 in rows that take the most
+    probable tokens; None draws them. batch_size: rows decoded at a time, in whole groups; prompts of like
+    length go together. stop: a response also ends where its text holds one of these strings; the text is cut
+    there, the tokens that wrote it are still trained.
     model: unwrapped (accelerator.unwrap_model), since ranks may need unequal numbers of forward passes. Runs
     in eval mode and restores the mode. Raises ValueError for a prompt that is empty or leaves no room within
     the model's positions, FloatingPointError when the model's logits are not finite.
@@ -173,12 +172,16 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
     a state: four rows of a prompt are one at first, and when they choose the tokens a, a, b, a they become
     the states 0, 0, 1, 0, of which the model reads a and b with its cache twice.
     """
-    live = torch.arange(len(noise), device=prompt.device)  # (n,)
+    live, greedy = torch.arange(len(noise), device=prompt.device), noise[:, 0] < 0  # (n,)
+    mixed = temperature > 0 and bool(greedy.any())
     state = live // (len(noise) // len(prompt))  # (m,) each live row's state, of which there are s
     output = model(input_ids=prompt, use_cache=True, **reading(attention_mask), **last_logits(model))
     cache, logits = kept_cache(model, output), output.logits[:, -1]  # (s, V)
     for t in range(noise.shape[1]):
         tokens, logprobs = choose_tokens(logits[state], noise[live, t], temperature)
+        if mixed:
+            surest = choose_tokens(logits[state], noise[live, t], 0.0)
+            tokens, logprobs = (a.where(greedy[live], b) for a, b in zip(surest, (tokens, logprobs)))
         yield live, tokens, logprobs
         going = running[live].nonzero().squeeze(1)
         if len(going) == 0 or t + 1 == noise.shape[1]:
@@ -332,12 +335,10 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     model and optimizer as accelerator.prepare returned them; this process's rows of rollouts, advantages (N,)
     and ref_logprobs (N, T). The weights of equation (7) are normalised over the whole batch of all processes,
     so neither micro_batch_size (different rows of one pass; None: all) nor the number of processes changes
-    the gradient. Without a KL term, rows of advantage 0 have no gradient and are left out. With one update a
-    batch the ratio is 1 and the clip never acts; with more, the old log-probabilities are those of the first.
-    share_prompts: see `forward_responses`. Raises FloatingPointError on a non-finite loss or gradient before
-    the optimizer's step; the weights stay good. Metrics (means over the tokens of all rows that were passed,
-    and over updates): loss, entropy, ratio, clip_fraction, mismatch (mean |sampled - trained
-    log-probability|), grad_norm before clipping, and kl.
+    the gradient. Without a KL term, rows of advantage 0 have no gradient and are left out. share_prompts: see
+    `forward_responses`. Raises FloatingPointError on a non-finite loss or gradient before the optimizer's
+    step; the weights stay good. Metrics (means over the tokens of all rows passed, and over updates): loss,
+    entropy, kl, ratio, clip_fraction, mismatch (mean |sampled - trained log-probability|), grad_norm.
     """
     model.train()  # gradient checkpointing acts in training mode only
     ids, attention_mask, mask = rollouts.ids, rollouts.attention_mask, rollouts.mask
@@ -387,8 +388,7 @@ def take_step(model, optimizer, accelerator, sums: dict[str, Tensor],
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
     totals = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
     numbers = dict(zip(sums, totals, strict=True)) | {"grad_norm": float(grad_norm)}
-    finite = np.isfinite([numbers["loss"], numbers["grad_norm"]]).all()
-    if finite:
+    if finite := np.isfinite([numbers["loss"], numbers["grad_norm"]]).all():
         optimizer.step()
     optimizer.zero_grad()
     if not finite:

@@ -21,12 +21,15 @@ def evaluate(run: Run, tasks: list) -> dict:
     set with several domains also its parts ("short math"), "all": the mean over the tasks in domain (the
     paper's average), "out of domain": over those of --ood, and of several sets beside each "mean of sets".
     """
+    import torch
     from tqdm import tqdm
 
     from data import answer_key, verify_batch
     from grpo import sample, uniform_noise
 
     config, rows, length = run.config, [], run.config.max_response_length
+    size = 1 + config.eval_samples
+    kinds = {"greedy": slice(0, 1)} | ({"sampled": slice(1, size)} if size > 1 else {})
     several = len({task.dataset for task in tasks}) > 1
     mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
     bar = tqdm(total=len(mine), desc="evaluate", leave=False, delay=10,
@@ -34,16 +37,16 @@ def evaluate(run: Run, tasks: list) -> dict:
     for first in range(0, len(mine), config.sample_batch_size):
         some = mine[first : first + config.sample_batch_size]
         prompts, found = [run.render(task) for task in some], {}
-        for name, size, temperature in (("greedy", 1, 0.0), ("sampled", config.eval_samples, 1.0)):
-            if size:
-                noise = uniform_noise(0, 0, [task.id for task in some], size, length)
-                texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise,
-                               config.sample_batch_size, run.stop).texts
-                asked = [task for task in some for _ in range(size)]
-                keys = map(answer_key, asked, texts)
-                for column, values in ((name, verify_batch(asked, texts)),
-                                       (f"{name} answered", [float(key is not None) for key in keys])):
-                    found[column] = [sum(values[i : i + size]) / size for i in range(0, len(values), size)]
+        noise = torch.full((len(some), size, length), -1.0)  # the first response of each is greedy
+        if size > 1:
+            noise[:, 1:] = uniform_noise(0, 0, [t.id for t in some], size - 1, length).view_as(noise[:, 1:])
+        texts = sample(run.policy, run.tokenizer, prompts, size, length, float(size > 1), noise.flatten(0, 1),
+                       config.sample_batch_size, run.stop).texts
+        asked = [task for task in some for _ in range(size)]
+        answered = [float(key is not None) for key in map(answer_key, asked, texts)]
+        judged = torch.tensor([verify_batch(asked, texts), answered], dtype=torch.float64).view(2, -1, size)
+        for kind, places in kinds.items():
+            found[kind], found[f"{kind} answered"] = judged[..., places].mean(-1).tolist()
         rows += [(task.dataset if several else task.domain, task.domain, *scores)
                  for task, *scores in zip(some, *found.values())]
         bar.update(len(some))

@@ -216,6 +216,23 @@ def test_greedy_equals_generate(kind):
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_row_of_minus_ones_is_greedy_among_others(temperature):
+    """Two of four rollouts of a prompt, in other batches: they and the others are what they are apart."""
+    model, tokenizer = make_model("qwen2"), make_tokenizer()
+    noise = grpo.uniform_noise(0, 0, PROMPTS, 4, 12)
+    apart = grpo.sample(model, tokenizer, PROMPTS, 4, 12, temperature, noise.clone())
+    surest = grpo.sample(model, tokenizer, PROMPTS, 1, 12, 0.0)
+    greedy = torch.arange(len(noise)) % 4 % 3 == 0  # the first and the last of each group
+    noise[greedy] = -1.0
+    mixed = grpo.sample(model, tokenizer, PROMPTS, 4, 12, temperature, noise, batch_size=8)
+    assert not torch.equal(apart.ids[greedy], mixed.ids[greedy])
+    for part in ("ids", "mask", "logprobs"):
+        of, one, several = getattr(mixed, part), getattr(surest, part), getattr(apart, part)
+        torch.testing.assert_close(of[greedy], one.repeat_interleave(2, 0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(of[~greedy], several[~greedy], atol=1e-5, rtol=0)
+
+
 def test_sampling_with_checkpointing_restores_the_mode_and_allows_training():
     model = make_model()
     expected = draw(model)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import make_model, make_tokenizer
 
 import data
@@ -326,20 +327,21 @@ def test_evaluation_is_greedy_and_the_mean_of_samples_with_one_noise_for_all_see
     calls, test = record.calls["evaluate", "sample"], data.load_tasks("world", "test", TEST)
     ood = data.load_tasks("world_ood", "test", TEST)
     task_of = rendered(test + ood)
-    assert len(calls) == 3 * 2 * 2  # at 0, 3 and 4; greedy and sampled; 12 tasks in batches of 8
-    assert [(asked.size, asked.temperature) for asked, _ in calls] == [(1, 0.0), (2, 1.0)] * 6
+    assert len(calls) == 3 * 2  # at 0, 3 and 4; 12 tasks in batches of 8
+    assert all((asked.size, asked.temperature) == (1 + 2, 1.0) for asked, _ in calls)
     assert all((asked.batch, asked.stop) == (8, [record.config.stop]) for asked, _ in calls)
     weights = [asked.weights for asked, _ in calls]
-    assert weights[0] == step_of(record, 1).asked.weights and weights[4] == step_of(record, 4).asked.weights
-    assert weights[8] not in (weights[0], weights[4])
+    assert weights[0] == step_of(record, 1).asked.weights and weights[2] == step_of(record, 4).asked.weights
+    assert weights[4] not in (weights[0], weights[2])
     scores = {"greedy": {}, "sampled": {}}
-    for (asked, rollouts), kind in zip(calls[-4:], ["greedy", "sampled"] * 2):
+    for asked, rollouts in calls[-2:]:
         tasks = [task_of[prompt] for prompt in asked.prompts]
-        noise = grpo.uniform_noise(0, 0, [task.id for task in tasks], asked.size, LENGTH)
-        assert torch.equal(asked.noise, noise)
+        noise = grpo.uniform_noise(0, 0, [task.id for task in tasks], 2, LENGTH).view(-1, 2, LENGTH)
+        assert torch.equal(asked.noise.view(-1, 3, LENGTH), F.pad(noise, (0, 0, 1, 0), value=-1.0))
         for n, task in enumerate(tasks):
-            texts = rollouts.texts[n * asked.size : (n + 1) * asked.size]
-            scores[kind][task.id] = sum(data.verify(task, text) for text in texts) / asked.size
+            greedy, *texts = rollouts.texts[3 * n : 3 * n + 3]
+            scores["greedy"][task.id] = data.verify(task, greedy)
+            scores["sampled"][task.id] = sum(data.verify(task, text) for text in texts) / 2
     after = record.results["after"]
     for kind, of in scores.items():
         assert len(of) == 2 * TEST
