@@ -111,7 +111,7 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple
 def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens: int,
            temperature: float = 1.0, noise: Tensor | None = None, batch_size: int = 256,
            stop: list[str] | None = None) -> Rollouts:
-    """Sample `group_size` responses of T = `max_new_tokens` tokens to each prompt, B*G rows in their order.
+    """Sample `group_size` responses of at most T = `max_new_tokens` tokens to each prompt, B*G rows in order.
 
     prompts: rendered text; a chat template has already put the special tokens in, so none are added here.
     noise (B*G, T): one uniform number a row and token (see `uniform_noise`), -1 in rows that take the most
@@ -173,7 +173,7 @@ def decode(model, prompt: Tensor, attention_mask: Tensor | None, running: Tensor
     the states 0, 0, 1, 0, of which the model reads a and b with its cache twice.
     """
     live, greedy = torch.arange(len(noise), device=prompt.device), noise[:, 0] < 0  # (n,)
-    mixed = temperature > 0 and bool(greedy.any())
+    mixed = temperature > 0 and bool(greedy.any())  # an evaluation: greedy rows beside sampled ones
     state = live // (len(noise) // len(prompt))  # (m,) each live row's state, of which there are s
     output = model(input_ids=prompt, use_cache=True, **reading(attention_mask), **last_logits(model))
     cache, logits = kept_cache(model, output), output.logits[:, -1]  # (s, V)
@@ -338,7 +338,7 @@ def policy_update(model, optimizer, accelerator, rollouts: Rollouts, advantages:
     the gradient. Without a KL term, rows of advantage 0 have no gradient and are left out. share_prompts: see
     `forward_responses`. Raises FloatingPointError on a non-finite loss or gradient before the optimizer's
     step; the weights stay good. Metrics (means over the tokens of all rows passed, and over updates): loss,
-    entropy, kl, ratio, clip_fraction, mismatch (mean |sampled - trained log-probability|), grad_norm.
+    entropy, kl, ratio, clip_fraction, mismatch (mean |sampled - trained logprob|), grad_norm before clipping.
     """
     model.train()  # gradient checkpointing acts in training mode only
     ids, attention_mask, mask = rollouts.ids, rollouts.attention_mask, rollouts.mask

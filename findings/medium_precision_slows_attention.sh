@@ -3,7 +3,7 @@
 # Expected: "medium" lets float32 products round their factors to bfloat16 where that is faster; on a processor with AMX
 #   it is, about 3 times for products of a small model, so a training step in float32 should gain and nothing should lose.
 # Happens: scaled_dot_product_attention multiplies many small blocks, each by the same switch, and for these the way
-#   through oneDNN costs more than the product: 4 to 8 times the time for 32 to 100 tokens, 1.0 to 1.6 times for 512.
+#   through oneDNN costs more than the product: 6 to 8 times the time for 32 and 100 tokens, 1.6 times for 512.
 # Why it matters here: groups of short responses are what GRPO scores. A step of 128 rollouts of 64 tokens took 1.3 times as
 #   long although its products got faster, so nothing here sets the switch (docs/speed.md). It cannot be set for the
 #   products only: the backward pass of attention runs under whatever holds then.

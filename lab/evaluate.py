@@ -28,7 +28,8 @@ def evaluate(run: Run, tasks: list) -> dict:
     from grpo import sample, uniform_noise
 
     config, rows, length = run.config, [], run.config.max_response_length
-    size = 1 + config.eval_samples
+    size = 1 + config.eval_samples  # responses of a task
+    temperature = 1.0 if config.eval_samples else 0.0
     kinds = {"greedy": slice(0, 1)} | ({"sampled": slice(1, size)} if size > 1 else {})
     several = len({task.dataset for task in tasks}) > 1
     mine = sorted(share(run, tasks), key=lambda task: len(run.render(task)))
@@ -40,7 +41,7 @@ def evaluate(run: Run, tasks: list) -> dict:
         noise = torch.full((len(some), size, length), -1.0)  # the first response of each is greedy
         if size > 1:
             noise[:, 1:] = uniform_noise(0, 0, [t.id for t in some], size - 1, length).view_as(noise[:, 1:])
-        texts = sample(run.policy, run.tokenizer, prompts, size, length, float(size > 1), noise.flatten(0, 1),
+        texts = sample(run.policy, run.tokenizer, prompts, size, length, temperature, noise.flatten(0, 1),
                        config.sample_batch_size, run.stop).texts
         asked = [task for task in some for _ in range(size)]
         answered = [float(key is not None) for key in map(answer_key, asked, texts)]

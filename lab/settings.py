@@ -293,17 +293,14 @@ def parse(arguments: list[str], Config: type, commands: dict[str, str]) -> tuple
         parser.set_defaults(**{name: value for name, value in others.items() if name in READ_BY[command]})
         config = Config(**others | vars(parser.parse_args(arguments)))
     check_used(command, config, given)
+    check_preset(config)
     if not config.resume:
         return command, config
     return command, go_on(config, given, ["resume", "steps", "traceback"] if command == "train" else given)
 
 
 def check_used(command: str, config, given: list[str]) -> None:
-    """Refuse settings that are `given` and would change nothing, and a preset whose tasks are not there."""
-    short = PRESETS["smollm2-short"]["tasks"]
-    needed = config.preset == "smollm2-short" and config.tasks == short and not config.rollouts
-    check(not needed or Path(short).is_file(),
-          f"preset: smollm2-short reads {short}, which python assets/make_short.py short writes")
+    """Refuse settings that are `given` and would change nothing."""
     training = command == "train" and not config.resume
     unused = [name for name in given if name in MEMORY and config.mode != "memreward"]
     check(not (training and unused), f"{', '.join(unused)}: of the memory, and mode {config.mode} has none")
@@ -315,6 +312,14 @@ def check_used(command: str, config, given: list[str]) -> None:
     if command == "probe" and config.rollouts and not run_folder(config.rollouts):
         unused = [name for name in given if name in ("tasks", "train_tasks", "group_size", "temperature")]
         check(not unused, f"{', '.join(unused)}: probe takes the tasks and rollouts of {config.rollouts}")
+
+
+def check_preset(config) -> None:
+    """Refuse a preset whose tasks have to be written first, before its model is fetched."""
+    short = PRESETS["smollm2-short"]["tasks"]
+    needed = config.preset == "smollm2-short" and config.tasks == short and not config.rollouts
+    check(not needed or Path(short).is_file(),
+          f"preset: smollm2-short reads {short}, which python assets/make_short.py short writes")
 
 
 def check_refit(config) -> None:

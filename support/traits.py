@@ -25,7 +25,8 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 
 def unwrapped(model):
-    """The model without what accelerate puts around it, whose own way there walks through all modules."""
+    """The model without what accelerate puts around it. (accelerate's function walks through all modules, and
+    this is asked several times a pass.)"""
     return model if isinstance(model, PreTrainedModel) else extract_model_from_parallel(model)
 
 

@@ -314,7 +314,7 @@ TABLE = {
         ("config.sample_batch_size, run.stop).texts", "config.sample_batch_size).texts"),
         ("size, length), -1.0)", "size, length), 0.5)"),
         ("slice(1, size)", "slice(0, size)"),
-        ("length, float(size > 1),", "length, config.temperature * (size > 1),"),
+        ("temperature = 1.0 if", "temperature = config.temperature if"),
         ("[..., places].mean(-1)", "[..., places].amax(-1)"),  # pass@k
         ("uniform_noise(0, 0, [t.id", "uniform_noise(config.seed, 0, [t.id"),
         ("sample(run.policy,", "sample(run.reference,"),
